@@ -1,0 +1,591 @@
+"""The data of LAEO's experiments: online contrastive RL, its checkpoints, and their roll-outs.
+
+A goal-conditioned agent learns a contrastive critic f(s, a, g) = phi(s, a)^T psi(g), whose value says how likely the
+behaviour is to reach goal g soon, and a policy that maximises it. Policies saved along the way, from untrained to good,
+are rolled out towards the task's own goal and mixed so that a chosen share of the episodes succeeds.
+
+Eysenbach et al. 2022, "Contrastive Learning as Goal-Conditioned Reinforcement Learning" (arXiv 2206.07568), which is how
+Hatch et al. 2023 (L4DC) made their data.
+
+    python collect_data.py --env-id FetchPush                    # rolls out the policies in behavior/
+    python collect_data.py --env-id FetchPush --train            # trains those policies first
+
+Differences from the paper and the released code, each with its reason:
+ 1. The replay buffer starts with episodes of a noisy scripted controller (`--seed-episodes 0` turns it off): from scratch
+    FetchPush takes on the order of a million steps, since random actions hardly ever touch the block. These episodes
+    never enter a dataset.
+ 2. Observations and goals are standardised with the mean and the standard deviation of the first episodes in the replay
+    buffer. It is worth more than any other setting.
+ 3. The goal is the position of the object (or of the gripper), not a whole state, as in gymnasium's GoalEnv: a whole
+    state of FetchPush names the gripper's place and velocities, which the task does not ask for.
+ 4. While training, half of the episodes command the task's goal and half a position that an earlier episode ended at.
+    The released code commands the task's goal alone. Wider practice makes the value of more goals known.
+ 5. Datasets hold roll-outs of saved checkpoints with sampled actions, as the paper says. The released code stored what
+    the evaluator played during training, with the policy's mode; on FetchReach, which always starts in the same state,
+    the mode gives one and the same episode again and again.
+ 6. How often a checkpoint is rolled out depends on its measured success rate: weights proportional to exp(beta * rate),
+    with beta chosen so that the mixture succeeds at the wanted rate. The paper does not say how it got its 45 to 50 %.
+ 7. One gradient step for two environment steps instead of one for one, and twin critics: the cheapest setting that works.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import common
+
+
+@dataclass
+class Args:
+    env_id: str = "FetchReach"
+    """the task: FetchReach, FetchPush, SawyerWindowOpen or SawyerDrawerClose"""
+    quality: str = "medium"
+    """medium: 45 to 50 % of the episodes succeed; hard: 8 to 12 %"""
+    num_episodes: int = 4000
+    """how many episodes the dataset holds (the paper: 3,966, 31,271 and 300,578)"""
+    seed: int = 0
+    """the random seed of the dataset and, with --train, of the agent"""
+    output: Path | None = None
+    """the dataset's directory; datasets/ENV_ID-QUALITY if not given"""
+    overwrite: bool = False
+    """replace the dataset if it is there already"""
+    num_workers: int = 0
+    """how many processes roll out episodes, 0: one for each core; the data do not depend on it"""
+    behavior_dir: Path = Path(__file__).parent / "behavior"
+    """where the policies' weights are read from and, with --train, written to"""
+    train: bool = False
+    """train the agent first, and replace the task's weights in --behavior-dir"""
+    train_steps: int = 80_000
+    """with --train: environment steps of the agent, seed episodes not counted"""
+    seed_episodes: int = 400
+    """with --train: scripted episodes in the replay buffer before the first step; 0 is the paper's way"""
+    warmup_steps: int = 2_000
+    """with --train: gradient steps on the scripted episodes before the first environment step"""
+    num_envs: int = 4
+    """with --train: environments that are stepped together"""
+    batch_size: int = 256
+    """with --train: transitions in a batch; each is a negative for all others"""
+    learning_rate: float = 3e-4
+    """with --train: Adam's step size for actor, critic and entropy coefficient"""
+    discount: float = 0.99
+    """with --train: of the geometric law that goals are relabelled by"""
+    hidden_dim: int = 256
+    """with --train: width of the two hidden layers in every network"""
+    repr_dim: int = 64
+    """with --train: length of the representations phi and psi"""
+    target_entropy: float = 0.0
+    """with --train: the entropy that the entropy coefficient is adapted to, in nats"""
+    calibration_episodes: int = 200
+    """with --train: episodes on which each checkpoint's success rate is measured"""
+
+
+SUCCESS_RATES = {"medium": 0.475, "hard": 0.10}  # the middle of the paper's ranges, any step of the episode
+MAX_SUCCESS_EXAMPLES = 1000
+NUM_CHECKPOINTS = 10
+
+# ---------------------------------------------------------------------------------------------------------- networks
+
+
+def mlp(sizes: list[int], generator: torch.Generator) -> nn.Sequential:
+    """Return a ReLU network with a linear last layer, Glorot-uniform weights and zero biases."""
+    layers: list[nn.Module] = []
+    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
+        linear = nn.Linear(fan_in, fan_out)
+        nn.init.xavier_uniform_(linear.weight, generator=generator)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.ReLU()] if i < len(sizes) - 2 else [linear]
+    return nn.Sequential(*layers)
+
+
+class Actor(nn.Module):
+    """Goal-conditioned tanh-normal policy pi(a | s, g)."""
+
+    def __init__(
+        self, observation_dim: int, goal_dim: int, action_dim: int, hidden_dim: int, generator: torch.Generator
+    ):
+        super().__init__()
+        for name, size in (("observation", observation_dim), ("goal", goal_dim)):
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_std", torch.ones(size))
+        self.net = mlp([observation_dim + goal_dim, hidden_dim, hidden_dim, 2 * action_dim], generator)
+
+    def forward(self, observation: Tensor, goal: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return actions [B, actions] in (-1, 1), made from standard normal noise of that shape, and log pi(a|s,g) [B]."""
+        observation = (observation - self.observation_mean) / self.observation_std
+        goal = (goal - self.goal_mean) / self.goal_std
+        mean, std = self.net(torch.cat([observation, goal], -1)).chunk(2, -1)
+        std = F.softplus(std) + 1e-3
+        x = mean + std * noise
+        log_prob = -0.5 * noise**2 - std.log() - 0.5 * np.log(2 * np.pi)
+        log_prob = log_prob - 2 * (np.log(2) - x - F.softplus(-2 * x))  # log |d tanh(x) / dx|, without overflow
+        return torch.tanh(x), log_prob.sum(-1)
+
+
+class Critic(nn.Module):
+    """Twin contrastive critics f_k(s, a, g) = phi_k(s, a)^T psi_k(g), k = 1, 2."""
+
+    def __init__(
+        self, observation_dim: int, goal_dim: int, action_dim: int, hidden_dim: int, repr_dim: int, g: torch.Generator
+    ):
+        super().__init__()
+        for name, size in (("observation", observation_dim), ("goal", goal_dim)):
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_std", torch.ones(size))
+        phi_sizes = [observation_dim + action_dim, hidden_dim, hidden_dim, repr_dim]
+        self.phi = nn.ModuleList(mlp(phi_sizes, g) for _ in range(2))
+        self.psi = nn.ModuleList(mlp([goal_dim, hidden_dim, hidden_dim, repr_dim], g) for _ in range(2))
+
+    def forward(self, observation: Tensor, action: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+        """Return representations phi(s, a) and psi(g), each [2, B, repr_dim]."""
+        observation = (observation - self.observation_mean) / self.observation_std
+        goal = (goal - self.goal_mean) / self.goal_std
+        state_action = torch.cat([observation, action], -1)
+        return torch.stack([net(state_action) for net in self.phi]), torch.stack([net(goal) for net in self.psi])
+
+
+# ------------------------------------------------------------------------------------------------------------ losses
+
+
+def critic_loss(phi: Tensor, psi: Tensor) -> Tensor:
+    """Noise-contrastive loss: tell each row's own future goal from those of the other rows. phi, psi: [2, B, repr_dim]."""
+    logits = phi @ psi.mT  # [2, B, B]
+    labels = torch.eye(logits.shape[-1], device=logits.device).expand_as(logits)
+    return F.binary_cross_entropy_with_logits(logits, labels)
+
+
+def actor_loss(phi: Tensor, psi: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
+    """Maximise the smaller critic and the entropy. phi, psi: [2, B, repr_dim] of policy actions; log_prob: [B]."""
+    value = (phi * psi).sum(-1).amin(0)
+    return (alpha * log_prob - value).mean()
+
+
+# ----------------------------------------------------------------------------------------------------------- batches
+
+
+class ReplayBuffer:
+    """All episodes so far, each of T steps: observations [N, T + 1, D], actions [N, T, A]."""
+
+    def __init__(self, capacity: int, steps: int, observation_dim: int, action_dim: int, goal_slice: slice):
+        self.observations = torch.zeros(capacity, steps + 1, observation_dim)
+        self.actions = torch.zeros(capacity, steps, action_dim)
+        self.goal_slice, self.size = goal_slice, 0
+
+    def add(self, observations: np.ndarray, actions: np.ndarray) -> None:
+        """Add n episodes: observations [n, T + 1, D], actions [n, T, A]."""
+        stop = self.size + len(actions)
+        self.observations[self.size : stop] = torch.from_numpy(observations)
+        self.actions[self.size : stop] = torch.from_numpy(actions)
+        self.size = stop
+
+    def sample(self, batch_size: int, discount: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return observations [B, D], actions [B, A] and, k >= 1 steps later with P(k) ~ discount^k, goals [B, G]."""
+        steps = self.actions.shape[1]
+        episode = torch.randint(self.size, (batch_size,), generator=generator)
+        t = torch.randint(steps, (batch_size,), generator=generator)
+        u = torch.rand(batch_size, generator=generator, dtype=torch.float64)
+        remaining = steps - t
+        k = 1 + (torch.log1p(-u * (1 - discount**remaining)) / np.log(discount)).long()
+        future = t + torch.minimum(k, remaining)
+        goals = self.observations[episode, future][:, self.goal_slice]
+        return self.observations[episode, t], self.actions[episode, t], goals
+
+
+# -------------------------------------------------------------------------------------------------- scripted episodes
+
+
+def scripted_action(env_id: str, observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """Return the action [4] of a simple controller that moves the object to the goal [3] (Sawyer: to the task's own)."""
+    action = np.zeros(4)
+    if env_id == "FetchReach":
+        action[:3] = (goal - observation[:3]) / 0.05
+    elif env_id == "FetchPush":
+        gripper, block = observation[:3], observation[3:6]
+        to_goal = goal[:2] - block[:2]
+        distance = np.linalg.norm(to_goal)
+        direction = to_goal / max(distance, 1e-6)
+        offset = gripper[:2] - block[:2]
+        along = offset @ direction
+        aside = np.linalg.norm(offset - along * direction)
+        if distance < 0.015:  # there: let go
+            action[2] = 1.0
+        elif along < -0.02 and aside < 0.02:  # behind the block: go down, then push
+            action[:2] = (direction * min(distance, 0.05) - (offset - along * direction)) / 0.05
+            if gripper[2] > 0.435:
+                action[:3] = 0.0, 0.0, (0.42 - gripper[2]) / 0.05
+        else:  # go behind the block, above it
+            action[:2] = (block[:2] - direction * 0.07 - gripper[:2]) / 0.05
+            action[2] = (0.48 - gripper[2]) / 0.05
+            if gripper[2] < 0.46 and np.linalg.norm(offset) < 0.09:
+                action[:2] = 0.0
+    else:
+        from metaworld.policies import ENV_POLICY_MAP
+
+        policy = ENV_POLICY_MAP[common.TASKS[env_id].kwargs["name"]]()
+        full = np.zeros(39)
+        full[:3] = observation[:3] + (0.0, 0.0, 0.045)  # the policy reads the hand's body, 4.5 cm above the tool centre
+        full[4:7] = observation[3:6]
+        action[:] = policy.get_action(full)
+    return np.clip(action, -1.0, 1.0)
+
+
+def seed_replay(args: Args, replay: ReplayBuffer, episodes: int, rng: np.random.Generator) -> float:
+    """Fill the replay buffer with noisy scripted (or, without seed episodes, random) play; return its success rate."""
+    task, env, solved = common.TASKS[args.env_id], common.make_env(args.env_id), 0
+    for episode in tqdm(range(episodes), desc="first episodes", unit="episode", leave=False):
+        observation, _ = env.reset(seed=common.episode_seed("training", args.seed, episode))
+        goal = np.array(task.desired_goal)
+        if args.env_id == "FetchPush" and rng.random() < 0.5:  # other directions, so that more than one goal is known
+            goal[:2] = np.array([1.344, 0.749]) + rng.uniform(-0.15, 0.15, 2)
+        observations, actions, success = [observation], [], False
+        for _ in range(task.max_episode_steps):
+            action = rng.uniform(-1, 1, 4)
+            if args.seed_episodes > 0:
+                action = scripted_action(args.env_id, observation, goal) + rng.normal(0.0, 0.5, 4)
+            action = np.clip(action, -1, 1).astype(np.float32)
+            observation, _, _, _, info = env.step(action)
+            observations.append(observation)
+            actions.append(action)
+            success |= info["success"]
+        replay.add(np.stack(observations)[None], np.stack(actions)[None])
+        solved += success
+    env.close()
+    return solved / episodes
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+def train_agent(args: Args) -> dict:
+    """Train the agent; return its checkpoints with their success rates. Same seed and machine: the same bits."""
+    task, start_time = common.TASKS[args.env_id], time.time()
+    generator = torch.Generator().manual_seed(args.seed)
+    rng = np.random.default_rng([args.seed, common.STREAMS.index("training")])
+    steps = task.max_episode_steps
+    first_episodes = args.seed_episodes or 10_000 // steps  # the paper's way: 10,000 steps of random actions
+    rounds = -(-args.train_steps // (steps * args.num_envs))
+    envs = gym.vector.AsyncVectorEnv(
+        [lambda: common.make_env(args.env_id)] * args.num_envs,
+        autoreset_mode=gym.vector.AutoresetMode.DISABLED,  # episodes end together, and are reset with seeds of their own
+    )
+    observation_dim, action_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
+    goal_dim = len(task.desired_goal)
+    replay = ReplayBuffer(
+        first_episodes + rounds * args.num_envs, steps, observation_dim, action_dim, task.achieved_goal
+    )
+    seed_rate = seed_replay(args, replay, first_episodes, rng)
+
+    actor = Actor(observation_dim, goal_dim, action_dim, args.hidden_dim, generator)
+    critic = Critic(observation_dim, goal_dim, action_dim, args.hidden_dim, args.repr_dim, generator)
+    flat = replay.observations[: replay.size].flatten(0, 1)
+    mean, std = flat.mean(0), flat.std(0).clamp(min=1e-3)  # a coordinate that hardly moves must not be blown up
+    for network in (actor, critic):
+        network.observation_mean.copy_(mean)
+        network.observation_std.copy_(std)
+        network.goal_mean.copy_(mean[task.achieved_goal])
+        network.goal_std.copy_(std[task.achieved_goal])
+    log_alpha = torch.zeros((), requires_grad=True)
+    critic_optimizer = torch.optim.Adam(critic.parameters(), args.learning_rate, eps=1e-7)
+    actor_optimizer = torch.optim.Adam(actor.parameters(), args.learning_rate, eps=1e-7)
+    alpha_optimizer = torch.optim.Adam([log_alpha], args.learning_rate, eps=1e-7)
+
+    warmup = args.warmup_steps if args.seed_episodes else 0
+    total = warmup + rounds * steps * (args.num_envs // 2)
+    # Learning is fast at first: checkpoints at total / 512, ..., total / 2, total, and one of the untrained policy.
+    save_at = {-(-total // 2**k) for k in range(NUM_CHECKPOINTS)}
+    checkpoints, done = [], 0
+
+    def save(env_steps: int) -> None:
+        weights = {k: v.half() if "net" in k else v.clone() for k, v in actor.state_dict().items()}
+        checkpoints.append({"env_steps": env_steps, "gradient_steps": done, "actor": weights})
+
+    def update(env_steps: int) -> None:
+        nonlocal done
+        observation, action, goal = replay.sample(args.batch_size, args.discount, generator)
+        loss_critic = critic_loss(*critic(observation, action, goal))
+        noise = torch.randn(args.batch_size, action_dim, generator=generator)
+        policy_action, log_prob = actor(observation, goal, noise)
+        loss_actor = actor_loss(*critic(observation, policy_action, goal), log_prob, log_alpha.detach().exp())
+        loss_alpha = log_alpha.exp() * (-log_prob.detach() - args.target_entropy).mean()
+        for optimizer, loss, parameters in (
+            (critic_optimizer, loss_critic, list(critic.parameters())),
+            (actor_optimizer, loss_actor, list(actor.parameters())),
+            (alpha_optimizer, loss_alpha, [log_alpha]),
+        ):
+            optimizer.zero_grad()
+            loss.backward(inputs=parameters)
+        for optimizer in (critic_optimizer, actor_optimizer, alpha_optimizer):
+            optimizer.step()
+        done += 1
+        if done in save_at:
+            save(env_steps)
+
+    save(0)
+    progress = tqdm(total=total, desc=f"training on {args.env_id}", unit="gradient step", mininterval=2)
+    for _ in range(warmup):
+        update(0)
+        progress.update()
+    recent: list[bool] = []
+    for i in range(rounds):
+        seeds = [
+            common.episode_seed("training", args.seed, first_episodes + i * args.num_envs + j)
+            for j in range(args.num_envs)
+        ]
+        observation, _ = envs.reset(seed=seeds)
+        earlier = replay.observations[torch.from_numpy(rng.integers(replay.size, size=args.num_envs)), -1]
+        goal = earlier[:, task.achieved_goal].clone()
+        goal[: args.num_envs // 2] = torch.tensor(task.desired_goal)
+        observations, actions, success = [observation], [], np.zeros(args.num_envs, bool)
+        for t in range(steps):
+            noise = torch.randn(args.num_envs, action_dim, generator=generator)
+            with torch.no_grad():
+                action = actor(torch.from_numpy(observation), goal, noise)[0].numpy()
+            observation, _, _, _, info = envs.step(action)
+            observation = observation.copy()
+            observations.append(observation)
+            actions.append(action)
+            success |= info["success"].astype(bool)
+            for _ in range(args.num_envs // 2):
+                update((i * steps + t + 1) * args.num_envs)
+        progress.update(steps * (args.num_envs // 2))
+        replay.add(np.stack(observations, 1), np.stack(actions, 1))
+        recent = (recent + list(success[: args.num_envs // 2]))[-20:]
+        progress.set_postfix(success=f"{np.mean(recent):.2f}", alpha=f"{log_alpha.item():.2f}")
+    envs.close()
+    progress.close()
+    return {
+        "env_id": args.env_id,
+        "checkpoints": checkpoints,
+        "args": {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(args).items()},
+        "versions": common.versions("torch", "gymnasium", *task.simulator),
+        "seed_episodes_success_rate": seed_rate,
+        "env_steps": rounds * steps * args.num_envs,
+        "train_seconds": time.time() - start_time,
+    }
+
+
+# --------------------------------------------------------------------------------------------------------- roll-outs
+
+
+def load_actor(checkpoint: dict) -> Actor:
+    """Rebuild a policy from its saved weights (float16 or float32) in float32."""
+    weights = {k: v.float() for k, v in checkpoint["actor"].items()}
+    observation_dim, goal_dim = len(weights["observation_mean"]), len(weights["goal_mean"])
+    action_dim, hidden_dim = len(weights["net.4.bias"]) // 2, len(weights["net.0.bias"])
+    actor = Actor(observation_dim, goal_dim, action_dim, hidden_dim, torch.Generator())
+    actor.load_state_dict(weights)
+    return actor
+
+
+def mixture(success_rates: list[float], target: float) -> np.ndarray:
+    """Return weights proportional to exp(beta * success rate) with which the mixture's success rate is the target.
+
+    Of all mixtures with that rate this one has the largest entropy. Raises UserError if no checkpoint is good (or bad)
+    enough.
+    """
+    rates = np.array(success_rates)
+    if not rates.min() < target < rates.max():
+        raise common.UserError(
+            f"error: no mixture of checkpoints that succeed in {rates.min():.3f} to {rates.max():.3f} of the episodes "
+            f"succeeds in {target:.3f}; train the agent longer or with another seed: --train --train-steps N --seed N."
+        )
+    low, high = -1e4, 1e4
+    for _ in range(200):
+        beta = (low + high) / 2
+        weights = np.exp(beta * (rates - (rates.max() if beta > 0 else rates.min())))
+        weights /= weights.sum()
+        low, high = (beta, high) if weights @ rates < target else (low, beta)
+    return weights
+
+
+def roll_out(env: gym.Env, env_id: str, actor: Actor, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Play one episode with sampled actions; return observations [T + 1, D], actions [T, A] and successes [T + 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    goal = torch.tensor(common.TASKS[env_id].desired_goal)
+    observation, info = env.reset(seed=seed)
+    observations, actions, successes, truncated = [observation], [], [info["success"]], False
+    while not truncated:
+        noise = torch.randn(env.action_space.shape[0], generator=generator)
+        with torch.inference_mode():
+            action = actor(torch.from_numpy(observation), goal, noise)[0].numpy()
+        observation, _, _, truncated, info = env.step(action)
+        observations.append(observation)
+        actions.append(action)
+        successes.append(info["success"])
+    return np.stack(observations), np.stack(actions), np.array(successes)
+
+
+_worker: dict = {}  # what each process of the pool keeps: its environment, its policies and the arrays it writes to
+
+
+def start_worker(env_id: str, checkpoints: list[dict], directory: Path | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
+    torch.set_num_threads(1)
+    arrays = {}
+    if directory is not None:
+        names = ("observations", "actions", "successes")
+        arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r+") for name in names}
+    _worker.update(
+        env_id=env_id, env=common.make_env(env_id), actors=[load_actor(c) for c in checkpoints], arrays=arrays
+    )
+
+
+def run_episode(job: tuple[int, int, int]) -> tuple[int, bool, bool, bool]:
+    """Play one episode and store it. Return its checkpoint and whether it succeeded at its start, at any, at its last step."""
+    episode, checkpoint, seed = job
+    data = roll_out(_worker["env"], _worker["env_id"], _worker["actors"][checkpoint], seed)
+    for name, values in zip(_worker["arrays"], data):
+        _worker["arrays"][name][episode] = values
+    successes = data[2]
+    return checkpoint, bool(successes[0]), bool(successes[1:].any()), bool(successes[-1])
+
+
+def run_episodes(
+    args: Args, checkpoints: list[dict], jobs, total: int, label: str, directory: Path | None
+) -> np.ndarray:
+    """Play all jobs in parallel; return [total, 4]: the columns of `run_episode`."""
+    # Spawned, not forked: a fork copies the locks of PyTorch's threads, and not the threads.
+    workers = args.num_workers or os.cpu_count() or 1
+    with multiprocessing.get_context("spawn").Pool(
+        workers, start_worker, (args.env_id, checkpoints, directory)
+    ) as pool:
+        results = pool.imap(run_episode, jobs, chunksize=4)
+        return np.array(list(tqdm(results, total=total, desc=label, unit="episode", mininterval=1)))
+
+
+def calibrate(args: Args, behavior: dict) -> None:
+    """Measure the success rate of every checkpoint, any step of the episode, and store it with the checkpoint."""
+    n, checkpoints = args.calibration_episodes, behavior["checkpoints"]
+    jobs = [
+        (0, c, common.episode_seed("calibration", args.seed, c * n + i))
+        for c in range(len(checkpoints))
+        for i in range(n)
+    ]
+    results = run_episodes(args, checkpoints, jobs, len(jobs), "measuring the checkpoints", None)
+    for c, checkpoint in enumerate(checkpoints):
+        mine = results[results[:, 0] == c]
+        checkpoint["success_rate"], checkpoint["final_success_rate"] = (
+            mine[:, 2].mean().item(),
+            mine[:, 3].mean().item(),
+        )
+        print(
+            f"checkpoint {c:2d}: {checkpoint['env_steps']:7d} environment steps, {checkpoint['gradient_steps']:6d} gradient "
+            f"steps, success {checkpoint['success_rate']:.3f}, at the last step {checkpoint['final_success_rate']:.3f}"
+        )
+
+
+def load_behavior(path: Path, env_id: str) -> dict:
+    """Read the checkpoints of a task. Raises UserError if the file is missing, damaged or of another task."""
+    behavior = common.load_weights(path)
+    if behavior.get("env_id") != env_id:
+        raise common.UserError(f"error: {path} does not hold policies of {env_id}; make them with --train.")
+    return behavior
+
+
+def write_dataset(args: Args, behavior: dict, behavior_path: Path, output: Path) -> dict:
+    """Roll out the mixture, write the dataset whole or not at all, and return its metadata. Same arguments, same bytes."""
+    task, n = common.TASKS[args.env_id], args.num_episodes
+    checkpoints = behavior["checkpoints"]
+    weights = mixture([c["success_rate"] for c in checkpoints], SUCCESS_RATES[args.quality])
+    env = common.make_env(args.env_id)
+    observation_shape, action_shape = env.observation_space.shape, env.action_space.shape
+    env.close()
+    steps = task.max_episode_steps
+    rng = np.random.default_rng([args.seed, common.STREAMS.index("dataset"), common.QUALITIES.index(args.quality)])
+    jobs = ((i, rng.choice(len(weights), p=weights), common.episode_seed("dataset", args.seed, i)) for i in range(n))
+    with common.write_directory(output) as directory:
+        shapes = {
+            "observations": ((n, steps + 1, *observation_shape), np.float32),
+            "actions": ((n, steps, *action_shape), np.float32),
+            "successes": ((n, steps + 1), np.bool_),
+            "lengths": ((n,), np.int32),
+        }
+        arrays = {name: common.create_array(directory / f"{name}.npy", *shape) for name, shape in shapes.items()}
+        arrays["lengths"][:] = steps
+        results = run_episodes(args, checkpoints, jobs, n, f"rolling out {args.env_id}", directory)
+        # Success examples are drawn from all steps that succeed. The state before the first action does not count.
+        episode, step = np.nonzero(arrays["successes"][:, 1:])
+        chosen = np.random.default_rng([args.seed, n]).permutation(len(episode))[:MAX_SUCCESS_EXAMPLES]
+        examples = arrays["observations"][episode[chosen], step[chosen] + 1]
+        arrays["success_examples"] = common.create_array(directory / "success_examples.npy", examples.shape, np.float32)
+        arrays["success_examples"][:] = examples
+        for array in arrays.values():
+            array.flush()
+        rates = {
+            name: {
+                "rate": results[:, column].mean().item(),
+                "interval": common.wilson_interval(results[:, column].sum(), n),
+            }
+            for name, column in (("initial_success", 1), ("success", 2), ("final_success", 3))
+        }
+        metadata = {
+            "env_id": args.env_id,
+            "quality": args.quality,
+            "seed": args.seed,
+            "num_episodes": n,
+            **{f"{name}_rate": rate["rate"] for name, rate in rates.items()},
+            **{f"{name}_interval": rate["interval"] for name, rate in rates.items()},
+            "num_success_examples": len(examples),
+            "versions": common.versions("mujoco", "gymnasium", "gymnasium-robotics", "metaworld"),
+            "behavior": {
+                "file": behavior_path.name,
+                "sha256": common.sha256(behavior_path),
+                "success_rates": [c["success_rate"] for c in checkpoints],
+                "weights": weights.tolist(),
+                "episodes": np.bincount(results[:, 0], minlength=len(checkpoints)).tolist(),
+            },
+            "sha256": {name: common.sha256(directory / f"{name}.npy") for name in arrays},
+        }
+        (directory / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
+    return metadata
+
+
+def collect(args: Args) -> dict:
+    """Make the dataset that the arguments describe; return its metadata. Raises UserError for a mistake in them."""
+    common.find_task(args.env_id)
+    if args.quality not in SUCCESS_RATES:
+        raise common.UserError(
+            f"error: there is no quality '{args.quality}'; choose one of {', '.join(SUCCESS_RATES)}."
+        )
+    at_least_one = ("num_episodes", "train_steps", "batch_size", "calibration_episodes")
+    for name in at_least_one + ("seed_episodes", "warmup_steps", "num_workers", "seed"):
+        if getattr(args, name) < (minimum := int(name in at_least_one)):
+            flag = name.replace("_", "-")
+            raise common.UserError(f"error: --{flag} is {getattr(args, name)}; it must be {minimum} or more.")
+    output = args.output or Path("datasets") / f"{args.env_id}-{args.quality}"
+    if output.exists() and not args.overwrite:
+        raise common.UserError(
+            f"error: {output} exists already; add --overwrite to replace it, or choose another --output."
+        )
+    behavior_path = args.behavior_dir / f"{args.env_id}.pt"
+    try:
+        if args.train:
+            behavior = train_agent(args)
+            calibrate(args, behavior)
+            with common.write_file(behavior_path) as temporary:
+                torch.save(behavior, temporary)
+            print(f"trained in {behavior['train_seconds']:.0f} s; wrote {behavior_path}")
+        metadata = write_dataset(args, load_behavior(behavior_path, args.env_id), behavior_path, output)
+    except KeyboardInterrupt:
+        raise common.UserError(f"interrupted: nothing was written to {output}.") from None
+    low, high = metadata["success_interval"]
+    print(
+        f"{output}: {metadata['num_episodes']} episodes; {metadata['success_rate']:.3f} [{low:.3f}, {high:.3f}] succeed at "
+        f"any step, {metadata['final_success_rate']:.3f} at the last step, {metadata['initial_success_rate']:.3f} start solved"
+    )
+    return metadata
+
+
+if __name__ == "__main__":
+    collect(tyro.cli(Args))

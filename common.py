@@ -1,0 +1,462 @@
+"""Tasks (environment wrappers) and dataset files, shared by every script. Nothing in this file computes a gradient.
+
+A dataset is a directory of flat arrays, padded to the longest episode, and one JSON file:
+
+    observations.npy      [episodes, steps + 1, ...]   float32   o_0 ... o_T; rows behind an episode's end are zero
+    actions.npy           [episodes, steps, actions]   float32   a_t leads from o_t to o_(t+1)
+    lengths.npy           [episodes]                   int32     T, the number of actions of each episode
+    successes.npy         [episodes, steps + 1]        bool      only statistics and the choice of examples read this
+    success_examples.npy  [examples, ...]              float32   observations that solve the task, in random order
+    metadata.json         where the data comes from: task, seed, success rates, simulator versions, checksums
+"""
+
+import contextlib
+import difflib
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+
+class UserError(SystemExit):
+    """A mistake that the user can mend. Uncaught, Python prints its one sentence to stderr and exits with status 1."""
+
+
+# ------------------------------------------------------------------------------------------------------------- tasks
+
+
+class FetchTask(gym.Env):
+    """A Fetch task of gymnasium-robotics with a fixed goal, a flat float32 observation and no reward.
+
+    FetchReach, 10 numbers: gripper position, finger positions (2), gripper velocity (3), finger velocities (2).
+    FetchPush, 25 numbers: gripper position, block position, block position minus gripper position, finger positions (2),
+    block rotation (3), block velocity relative to the gripper (3), block angular velocity (3), gripper velocity (3),
+    finger velocities (2). Positions in metres, velocities in metres per step, actions [4] in [-1, 1]: 0.05 m per unit.
+    `info["success"]` is True while the gripper (reach) or the block (push) is within 0.05 m of the goal.
+    """
+
+    metadata = {"render_modes": []}
+
+    def __init__(self, fetch_id: str, goal: tuple[float, float, float]):
+        import gymnasium_robotics  # registers its environments on import
+
+        gym.register_envs(gymnasium_robotics)
+        self.inner = gym.make(fetch_id).unwrapped
+        self.inner._sample_goal = lambda: np.array(
+            goal
+        )  # the paper's tasks have one goal, and the policy never sees it
+        # Of all joints the observation uses the two fingers only: looking up no others, by name and in Python, makes a
+        # step about a quarter faster and changes no bit (tests/test_common.py).
+        names = self.inner._model_names
+        names._joint_names = tuple(name for name in names.joint_names if name.startswith("robot0:"))[-2:]
+        self.action_space = self.inner.action_space
+        shape = self.inner.observation_space["observation"].shape
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        observation, _ = self.inner.reset(seed=seed)
+        success = self.inner._is_success(observation["achieved_goal"], observation["desired_goal"])
+        return observation["observation"].astype(np.float32), {"success": bool(success)}
+
+    def step(self, action: np.ndarray):
+        observation, _, _, _, info = self.inner.step(action)
+        return observation["observation"].astype(np.float32), 0.0, False, False, {"success": bool(info["is_success"])}
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class SawyerTask(gym.Env):
+    """A Meta-World task with fixed furniture, a compact float32 observation and no reward.
+
+    Observation, 6 numbers: tool centre, then handle (window) or drawer position, in metres; actions [4] in [-1, 1].
+    Each episode starts with the joint of the window or drawer drawn uniformly over `joint_range` (metres). Stock
+    Meta-World ignores `reset(seed=...)` and shows the object where it was one episode ago; this class does neither.
+    `info["success"]` is Meta-World's own, for the current step only.
+    """
+
+    metadata = {"render_modes": []}
+
+    def __init__(self, name: str, furniture: tuple[float, float, float], joint: str, joint_range: tuple[float, float]):
+        import metaworld
+        import mujoco
+
+        self.inner = metaworld.ALL_V3_ENVIRONMENTS[name]()
+        # metaworld 3.1.1 renamed the drawer's own success radius (0.04 m) so that it no longer takes effect; it does here.
+        self.inner.TARGET_RADIUS = getattr(self.inner, "_TARGET_RADIUS", self.inner.TARGET_RADIUS)
+        self.inner._set_task_called = True
+        self.inner._freeze_rand_vec = True
+        self.inner._last_rand_vec = np.array(furniture)
+        self.inner.reset()
+        self._mujoco, self._joint, self._joint_range = mujoco, joint, joint_range
+        # Meta-World settles the hand with 100 simulator steps at every reset. Its result is kept here, warm start
+        # included, so that a start depends on the seed alone and not on the episode before it.
+        self._start = np.empty(mujoco.mj_stateSize(self.inner.model, mujoco.mjtState.mjSTATE_INTEGRATION))
+        mujoco.mj_getState(self.inner.model, self.inner.data, self._start, mujoco.mjtState.mjSTATE_INTEGRATION)
+        self.action_space = self.inner.action_space
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (6,), np.float32)
+
+    def _observation(self) -> np.ndarray:
+        return np.concatenate([self.inner.tcp_center, self.inner._get_pos_objects()]).astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        inner, mj = self.inner, self._mujoco
+        mj.mj_setState(inner.model, inner.data, self._start, mj.mjtState.mjSTATE_INTEGRATION)
+        inner.data.joint(self._joint).qpos = self.np_random.uniform(*self._joint_range)
+        mj.mj_forward(inner.model, inner.data)  # without it the observation holds the last episode's object
+        inner.curr_path_length = 0
+        _, info = inner.evaluate_state(inner._get_obs(), np.zeros(4, np.float32))
+        return self._observation(), {"success": bool(info["success"])}
+
+    def step(self, action: np.ndarray):
+        _, _, _, _, info = self.inner.step(action)
+        return self._observation(), 0.0, False, False, {"success": bool(info["success"])}
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a script must know of a task beyond its environment."""
+
+    entry_point: Callable[..., gym.Env]
+    kwargs: dict[str, Any]
+    max_episode_steps: int
+    simulator: tuple[str, ...]  # the packages whose versions decide the physics
+    achieved_goal: slice  # where an observation holds the position that the goal speaks of
+    desired_goal: tuple[float, float, float]  # metres; a position that can be reached, for goal-conditioned agents
+
+
+_REACH_GOAL, _PUSH_GOAL = (1.3, 0.3, 0.9), (1.4, 0.9, 0.42469975)
+_FETCH, _METAWORLD = ("mujoco", "gymnasium-robotics"), ("mujoco", "metaworld")
+TASKS = {
+    "FetchReach": Task(
+        FetchTask, dict(fetch_id="FetchReach-v4", goal=_REACH_GOAL), 50, _FETCH, slice(0, 3), _REACH_GOAL
+    ),
+    "FetchPush": Task(FetchTask, dict(fetch_id="FetchPush-v4", goal=_PUSH_GOAL), 50, _FETCH, slice(3, 6), _PUSH_GOAL),
+    # Meta-World measures success against points that the objects cannot reach, (0.2, 0.8, 0.16) and (0, 0.74, 0.09):
+    # the desired goals here are where the handle and the drawer come to rest when the task is solved.
+    "SawyerWindowOpen": Task(
+        SawyerTask,
+        dict(name="window-open-v3", furniture=(0.0, 0.8, 0.16), joint="window_slide", joint_range=(0.0, 0.2)),
+        150,
+        _METAWORLD,
+        slice(3, 6),
+        (0.16, 0.705, 0.16),
+    ),
+    "SawyerDrawerClose": Task(
+        SawyerTask,
+        dict(name="drawer-close-v3", furniture=(0.0, 0.9, 0.0), joint="goal_slidey", joint_range=(-0.15, 0.0)),
+        150,
+        _METAWORLD,
+        slice(3, 6),
+        (0.0, 0.73, 0.14),
+    ),
+}
+QUALITIES = ("medium", "hard")
+
+for _env_id, _task in TASKS.items():
+    gym.register(
+        id=f"laeo/{_env_id}-v0",  # a namespace: gymnasium-robotics owns the bare names
+        entry_point=_task.entry_point,
+        kwargs=_task.kwargs,
+        max_episode_steps=_task.max_episode_steps,
+        disable_env_checker=True,  # the checks run in the tests, not at every step
+    )
+
+
+def find_task(env_id: str) -> Task:
+    """Return the task of that name. Raises UserError, with the nearest names, if there is none."""
+    if env_id not in TASKS:
+        near = difflib.get_close_matches(env_id, TASKS, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UserError(f"error: there is no task '{env_id}'; {hint}The tasks are {', '.join(TASKS)}.")
+    return TASKS[env_id]
+
+
+def make_env(env_id: str) -> gym.Env:
+    """Return a new environment of the task; it truncates at the task's step limit and never terminates."""
+    find_task(env_id)
+    return gym.make(f"laeo/{env_id}-v0")
+
+
+STREAMS = ("training", "evaluation", "dataset", "calibration")
+
+
+def episode_seed(stream: str, seed: int, episode: int) -> int:
+    """Return the 64-bit seed of one episode. Streams never share a seed, so evaluation starts are not training starts."""
+    return int(np.random.SeedSequence([STREAMS.index(stream), seed, episode]).generate_state(1, np.uint64)[0])
+
+
+def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a success rate."""
+    z, rate = 1.96, successes / episodes
+    centre = (rate + z**2 / (2 * episodes)) / (1 + z**2 / episodes)
+    half = z * np.sqrt(rate * (1 - rate) / episodes + z**2 / (4 * episodes**2)) / (1 + z**2 / episodes)
+    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+
+
+def success_statistics(flags: dict[str, Any]) -> dict[str, Any]:
+    """Return NAME_rate and NAME_interval (95 %) for every NAME of `flags`, each a list of one bool per episode."""
+    statistics: dict[str, Any] = {}
+    for name, values in flags.items():
+        successes = int(np.sum(values))
+        statistics |= {
+            f"{name}_rate": successes / len(values),
+            f"{name}_interval": wilson_interval(successes, len(values)),
+        }
+    return statistics
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the installed version of each package."""
+    return {package: importlib.metadata.version(package) for package in packages}
+
+
+# ----------------------------------------------------------------------------------------------------- writing files
+
+
+@contextlib.contextmanager
+def explain_os_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or an unwritable place into one sentence that names it."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "free some space or choose another place" if full else "choose a place that can be written"
+        raise UserError(f"error: cannot write {path}: {error.strerror or error}; {advice}.") from None
+
+
+@contextlib.contextmanager
+def write_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty directory beside `path` that takes its place when the block ends, and vanishes when it fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explain_os_errors(path):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            if path.exists():
+                shutil.rmtree(path)
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def write_file(path: Path) -> Iterator[Path]:
+    """Yield the name of a file beside `path` that takes its place when the block ends, and vanishes when it fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explain_os_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def create_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
+    """Create a zeroed `.npy` file, opened for writing through memory. Raises OSError if the disk cannot hold it all."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    with open(path, "r+b") as file:  # a hole in the file would become a crash (SIGBUS) when the disk fills up
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    return array
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    with write_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def load_weights(path: Path) -> dict[str, Any]:
+    """Read a file of tensors and plain values; it cannot run code. Raises UserError if it is missing or damaged."""
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch.load raises half a dozen types for a damaged file
+        raise UserError(f"error: cannot read {path} ({str(error).splitlines()[0]}).") from None
+    if not isinstance(content, dict):
+        raise UserError(f"error: {path} was not written by this project.")
+    return content
+
+
+class Log:
+    """Metrics of a run, as one JSON object per line in `metrics.jsonl` and as TensorBoard scalars."""
+
+    def __init__(self, run_dir: Path, args: Any, first_step: int):
+        self.path = run_dir / "metrics.jsonl"
+        with explain_os_errors(run_dir):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            lines = self.path.read_text().splitlines(keepends=True) if first_step else []
+            # A run that goes on from a checkpoint writes again what came after it.
+            self.path.write_text("".join(line for line in lines if json.loads(line)["step"] < first_step))
+            self.writer = SummaryWriter(str(run_dir), purge_step=first_step)
+        table = "\n".join(f"|{name}|{value}|" for name, value in vars(args).items())
+        self.writer.add_text("flags", f"|flag|value|\n|-|-|\n{table}")
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Add the metrics of one step."""
+        with explain_os_errors(self.path), open(self.path, "a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, step)
+
+
+@contextlib.contextmanager
+def catch_interrupt() -> Iterator[list[int]]:
+    """Yield a list that receives Ctrl-C and SIGTERM, so that a loop can finish its step. A second one acts at once."""
+    received: list[int] = []
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(kind) for kind in kinds]
+
+    def receive(kind: int, _: Any) -> None:
+        received.append(kind)
+        for kind, handler in zip(kinds, before):
+            signal.signal(kind, handler)
+
+    try:
+        for kind in kinds:
+            signal.signal(kind, receive)
+        yield received
+    finally:
+        for kind, handler in zip(kinds, before):
+            signal.signal(kind, handler)
+
+
+def plain(args: Any) -> dict[str, Any]:
+    """Return a script's flags with paths as strings, for files that hold plain values only."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+
+
+def check_range(args: Any, **ranges: tuple[float, float]) -> None:
+    """Raise UserError for the first flag of `args` that is not within its [least, most]."""
+    for name, (least, most) in ranges.items():
+        value = getattr(args, name)
+        if not least <= value <= most:
+            bounds = f"from {least} to {most}" if most < float("inf") else f"{least} or more"
+            raise UserError(f"error: --{name.replace('_', '-')} is {value}; it must be {bounds}.")
+
+
+# ---------------------------------------------------------------------------------------------------------- datasets
+
+
+class Dataset(NamedTuple):
+    """All that a method receives: no reward and no success flag is within its reach."""
+
+    observations: np.ndarray  # [episodes, steps + 1, ...] float32, a read-only memory map
+    actions: np.ndarray  # [episodes, steps, actions] float32, a read-only memory map
+    lengths: np.ndarray  # [episodes] int32, the number of actions before the episode's end
+    success_examples: np.ndarray  # [num_success, ...] float32
+
+
+def sha256(path: Path) -> str:
+    """Return the checksum of a file as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def find_dataset(env_id: str, quality: str, dataset: Path | None = None) -> Path:
+    """Return the dataset's directory. The standard one is made by collect_data.py if it is not there yet.
+
+    Raises UserError if the task or the quality is unknown, if an explicitly named directory does not exist, or if
+    collect_data.py fails.
+    """
+    find_task(env_id)
+    if quality not in QUALITIES:
+        raise UserError(f"error: there is no quality '{quality}'; choose one of {', '.join(QUALITIES)}.")
+    path = dataset or Path("datasets") / f"{env_id}-{quality}"
+    if dataset is not None and not path.exists():
+        raise UserError(f"error: there is no dataset {path}; leave --dataset out to use (and make) the standard one.")
+    if not path.exists():
+        command = ["collect_data.py", "--env-id", env_id, "--quality", quality]
+        print(f"There is no dataset {path} yet; making it with: python {' '.join(command)}", flush=True)
+        try:
+            subprocess.run([sys.executable, str(Path(__file__).with_name(command[0])), *command[1:]], check=True)
+        except (subprocess.CalledProcessError, KeyboardInterrupt):
+            raise UserError(f"error: the dataset {path} was not made; the message above says why.") from None
+    return path
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the dataset's metadata. Raises UserError if it is missing or unreadable."""
+    try:
+        return json.loads((path / "metadata.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"error: {path} is not a dataset: its metadata.json cannot be read ({error}).") from None
+
+
+def _load_array(path: Path, dtype: str, checksum: str | None) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"error: {path} is damaged or missing ({error}); make or copy the dataset again.") from None
+    if array.dtype != np.dtype(dtype):
+        raise UserError(f"error: {path} has dtype {array.dtype}; it must be {dtype}.")
+    if sha256(path) != checksum:
+        raise UserError(f"error: {path} does not match its checksum in metadata.json; make or copy the dataset again.")
+    for start in range(0, len(array), 1024):
+        if array.dtype.kind == "f" and not np.isfinite(array[start : start + 1024]).all():
+            raise UserError(f"error: {path} holds a value that is not finite in rows {start} to {start + 1023}.")
+    return array
+
+
+def load_dataset(
+    path: Path, env_id: str, num_success: int, rng: np.random.Generator, allow_version_mismatch: bool = False
+) -> Dataset:
+    """Open a dataset, check it, and draw `num_success` of its success examples without replacement.
+
+    Raises UserError if the dataset belongs to another task or was made with another version of the simulator (unless
+    `allow_version_mismatch`), if an array is damaged, not finite or of the wrong shape, or if there are too few examples.
+    """
+    metadata, task = read_metadata(path), find_task(env_id)
+    if metadata.get("env_id") != env_id:
+        raise UserError(f"error: {path} is a dataset of {metadata.get('env_id')}, not of {env_id}.")
+    made_with = {name: metadata.get("versions", {}).get(name) for name in task.simulator}
+    if made_with != versions(*task.simulator) and not allow_version_mismatch:
+        raise UserError(
+            f"error: {path} was made with {made_with}, and here is {versions(*task.simulator)}, which moves differently; "
+            f"make it again with: python collect_data.py --env-id {env_id} --quality {metadata.get('quality')} "
+            f"--output {path} --overwrite (or use it as it is: --allow-version-mismatch)."
+        )
+    dtypes = {"observations": "f4", "actions": "f4", "lengths": "i4", "success_examples": "f4"}
+    checksums = metadata.get("sha256", {})
+    arrays = {name: _load_array(path / f"{name}.npy", dtype, checksums.get(name)) for name, dtype in dtypes.items()}
+    observations, actions, lengths, examples = (arrays[name] for name in dtypes)
+    env = make_env(env_id)
+    observation_shape, action_shape = env.observation_space.shape, env.action_space.shape
+    env.close()
+    episodes, steps = actions.shape[:2]
+    for name, array, shape in (
+        ("observations", observations, (episodes, steps + 1, *observation_shape)),
+        ("actions", actions, (episodes, steps, *action_shape)),
+        ("lengths", lengths, (episodes,)),
+        ("success_examples", examples, (len(examples), *observation_shape)),
+    ):
+        if array.shape != shape:
+            raise UserError(f"error: {path / name}.npy has shape {array.shape}; {env_id} needs {shape}.")
+    if lengths.min() < 1 or lengths.max() > steps:
+        raise UserError(f"error: {path}/lengths.npy must hold numbers from 1 to {steps}.")
+    if not 1 <= num_success <= len(examples):
+        raise UserError(f"error: --num-success is {num_success}; {path} has success examples for 1 to {len(examples)}.")
+    chosen = rng.permutation(len(examples))[:num_success]  # so that fewer examples are a part of more examples
+    return Dataset(observations, actions, np.array(lengths), np.array(examples[chosen]))

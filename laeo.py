@@ -1,0 +1,414 @@
+"""LAEO, Learning to Achieve Examples Offline: reward-free trajectories and a few success examples in, a policy out.
+
+A contrastive critic f(s, a, g) = phi(s, a)^T psi(g) learns to tell states that followed (s, a) from states that followed
+something else; at its optimum e^f is the discounted occupancy of g after (s, a), relative to how common g is. Averaged
+over success examples, e^f is the Q-function of the policy that made the data, up to a constant factor. The policy
+maximises it, held close to the data by a behavioural-cloning term.
+
+Hatch et al. 2023, "Contrastive Example-Based Control" (L4DC); equation numbers in this file are that paper's.
+
+    python laeo.py --env-id FetchReach --gradient-steps 5000
+    python laeo.py --env-id FetchPush --num-success 10
+
+Differences from the paper and from the released code, each with its reason:
+ 1. Observations, and success examples with them, are standardised with the mean and the standard deviation of the
+    training episodes. Neither the paper nor the code does; nothing else is worth as much on FetchPush.
+ 2. The expectation over the success examples is exact: psi is evaluated on all of them at every step. The code draws one
+    example for each state, which is noisier and, in a batch, dearer.
+ 3. The policy's objective and its weight are flags. The paper maximises E[e^f] with bc_coef 0.05; the code E[f] with 0.5.
+    The defaults are what measured best: README.md lists what was compared.
+ 4. In-batch negatives stand one positive against B - 1 negatives, as in the code, where Eq. 5 weighs both alike. The
+    optimum of the logits is then f - log(B - 1); log(B - 1) is added back, so that f is the f of Eq. 6.
+ 5. Future states come at least one step after the state and at most at the episode's end, as in the code; the sums of
+    Eq. 4 begin at the state itself and never end.
+ 6. Critic and policy are trained side by side, as in the code; Algorithm 1 fits the critic first.
+ 7. Networks are narrower, batches smaller, learning rate higher and training shorter than the paper's 1024 x 2, batch
+    1024, 3e-4 and 500,000 steps, because that is as good on these tasks (README.md).
+ 8. No target network: the code keeps one and never reads it.
+ 9. Success examples are drawn from the pool in the dataset with the run's seed. The code drew them with a generator that
+    other threads seeded.
+10. Success is measured on 100 episodes with fixed seeds, played by the final policy. The code reports a running mean over
+    whatever episodes a parallel evaluator had finished.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import common
+
+
+@dataclass
+class Args:
+    env_id: str = "FetchReach"
+    """the task: FetchReach, FetchPush, SawyerWindowOpen or SawyerDrawerClose"""
+    quality: str = "medium"
+    """which standard dataset: medium (45 to 50 % of the episodes succeed) or hard (8 to 12 %)"""
+    dataset: Path | None = None
+    """a dataset directory to use instead of datasets/ENV_ID-QUALITY"""
+    allow_version_mismatch: bool = False
+    """use a dataset although another version of the simulator made it"""
+    num_success: int = 200
+    """how many success examples the method sees"""
+    seed: int = 0
+    """the random seed of networks, batches, held-out episodes and the choice of success examples"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to train; auto: on the GPU if there is one"""
+    gradient_steps: int = 20_000
+    """training steps of critic and policy"""
+    batch_size: int = 256
+    """transitions in a batch; each one's future state is a negative for all others"""
+    learning_rate: float = 1e-3
+    """Adam's step size for both networks"""
+    discount: float = 0.99
+    """of the geometric law that future states are drawn from; smaller looks less far ahead"""
+    hidden_dim: int = 256
+    """width of the two hidden layers in every network"""
+    repr_dim: int = 64
+    """length of the representations phi and psi"""
+    policy_objective: Literal["f", "exp_f", "log_exp_f"] = "f"
+    """what the policy maximises: the mean over the success examples of f or of e^f (the paper), or the latter's log"""
+    bc_coef: float = 0.5
+    """lambda, the weight of behavioural cloning; its complement weighs the value"""
+    holdout_fraction: float = 0.05
+    """share of the episodes that is never trained on, for the heldout metrics"""
+    log_interval: int = 500
+    """gradient steps between two lines of metrics"""
+    eval_interval: int = 10_000
+    """gradient steps between two evaluations, which leave the training as it is; 0: evaluate only at the end"""
+    eval_episodes: int = 100
+    """episodes of each evaluation, always the same starts"""
+    run_dir: Path | None = None
+    """where results go; runs/ENV_ID__laeo__SEED__TIME if not given"""
+    resume: Path | None = None
+    """a run directory to go on with, exactly as if it had never stopped; all other flags are then read from it"""
+
+
+# ---------------------------------------------------------------------------------------------------------- networks
+
+
+def mlp(sizes: list[int], generator: torch.Generator) -> nn.Sequential:
+    """Return a ReLU network with a linear last layer, Glorot-uniform weights and zero biases."""
+    layers: list[nn.Module] = []
+    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
+        linear = nn.Linear(fan_in, fan_out)
+        nn.init.xavier_uniform_(linear.weight, generator=generator)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.ReLU()] if i < len(sizes) - 2 else [linear]
+    return nn.Sequential(*layers)
+
+
+class Actor(nn.Module):
+    """Tanh-normal policy pi(a | s). Mean and standard deviation of the observations are part of it."""
+
+    LIMIT = 0.999  # actions beyond count as saturated: their density is that of the whole tail
+
+    def __init__(self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, generator: torch.Generator):
+        super().__init__()
+        self.register_buffer("observation_mean", mean.clone())
+        self.register_buffer("observation_std", std.clone())
+        self.net = mlp([len(mean), hidden_dim, hidden_dim, 2 * action_dim], generator)
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and the standard deviation, each [B, actions], of the normal law under the tanh."""
+        mean, std = self.net((observation - self.observation_mean) / self.observation_std).chunk(2, -1)
+        return mean, F.softplus(std) + 0.1
+
+    def mode(self, observation: Tensor) -> Tensor:
+        """Return the action [B, actions] that is played in evaluation."""
+        return torch.tanh(self(observation)[0])
+
+    def log_prob(self, mean: Tensor, std: Tensor, action: Tensor) -> Tensor:
+        """Return log pi(a | s) [B] of actions [B, actions] in [-1, 1]."""
+        edge = float(np.arctanh(self.LIMIT))
+        x = torch.atanh(action.clamp(-self.LIMIT, self.LIMIT))
+        inside = (
+            -0.5 * ((x - mean) / std) ** 2 - std.log() - 0.5 * np.log(2 * np.pi) - torch.log1p(-(torch.tanh(x) ** 2))
+        )
+        upper = torch.special.log_ndtr((mean - edge) / std) - np.log(1 - self.LIMIT)
+        lower = torch.special.log_ndtr((-edge - mean) / std) - np.log(1 - self.LIMIT)
+        return torch.where(action >= self.LIMIT, upper, torch.where(action <= -self.LIMIT, lower, inside)).sum(-1)
+
+
+class Critic(nn.Module):
+    """Twin contrastive critics f_k(s, a, g) = phi_k(s, a)^T psi_k(g), k = 1, 2."""
+
+    def __init__(
+        self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, repr_dim: int, generator: torch.Generator
+    ):
+        super().__init__()
+        self.register_buffer("observation_mean", mean.clone())
+        self.register_buffer("observation_std", std.clone())
+        dim = len(mean)
+        self.phi_nets = nn.ModuleList(
+            mlp([dim + action_dim, hidden_dim, hidden_dim, repr_dim], generator) for _ in "12"
+        )
+        self.psi_nets = nn.ModuleList(mlp([dim, hidden_dim, hidden_dim, repr_dim], generator) for _ in "12")
+
+    def phi(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Encode state-action pairs [B, D], [B, actions] as [2, B, repr_dim]."""
+        x = torch.cat([(observation - self.observation_mean) / self.observation_std, action], -1)
+        return torch.stack([net(x) for net in self.phi_nets])
+
+    def psi(self, observation: Tensor) -> Tensor:
+        """Encode future states or success examples [B, D] as [2, B, repr_dim]."""
+        x = (observation - self.observation_mean) / self.observation_std
+        return torch.stack([net(x) for net in self.psi_nets])
+
+
+# ------------------------------------------------------------------------------------------------------------ losses
+
+
+def critic_loss(phi: Tensor, psi: Tensor) -> Tensor:
+    """Eq. 5 with in-batch negatives: which future state [2, B, repr_dim] belongs to which state-action [2, B, repr_dim]?"""
+    logits = phi @ psi.mT  # [2, B, B]; row i: state-action i against every future state of the batch
+    labels = torch.eye(logits.shape[-1], device=logits.device).expand_as(logits)
+    return F.binary_cross_entropy_with_logits(logits, labels)
+
+
+def policy_value(phi: Tensor, psi_examples: Tensor, batch_size: int, objective: str) -> Tensor:
+    """Value [B] of state-actions phi [2, B, repr_dim] under all success examples [2, num_success, repr_dim].
+
+    `batch_size` is the one of the critic's loss: log(batch_size - 1) turns its logits into the f of Eq. 6.
+    """
+    f = (phi @ psi_examples.mT).amin(0) + np.log(batch_size - 1)  # [B, num_success]; the less hopeful of the twins
+    if objective == "f":
+        return f.mean(-1)
+    if objective == "exp_f":
+        return f.exp().mean(-1)  # Eq. 7: Q(s, a), up to c / (1 - discount)
+    return f.logsumexp(-1) - np.log(f.shape[-1])
+
+
+def policy_loss(value: Tensor, log_prob: Tensor, bc_coef: float) -> Tensor:
+    """Eq. 8, from values [B] of the policy's own actions and log-probabilities [B] of the data's actions."""
+    return -(1 - bc_coef) * value.mean() - bc_coef * log_prob.mean()
+
+
+# ----------------------------------------------------------------------------------------------------------- batches
+
+
+class Batch(NamedTuple):
+    observation: Tensor  # [B, D]
+    action: Tensor  # [B, actions]
+    future: Tensor  # [B, D], drawn from the discounted future of (observation, action)
+
+
+class Transitions:
+    """All transitions of some episodes as flat tensors on the training device.
+
+    states    o_0 o_1 ... o_T | o_0 o_1 ... o_T | ...     one row per state, episodes end to end
+    start     0   1  ... T-1  | T+1 ...                   the row of each transition's first state (o_T starts none)
+    remaining T  T-1 ... 1    | T   ...                   how many steps of its episode follow it
+    """
+
+    def __init__(self, data: common.Dataset, episodes: np.ndarray, device: torch.device):
+        lengths = data.lengths[episodes]
+        states = np.concatenate([data.observations[e, : n + 1] for e, n in zip(episodes, lengths)])
+        actions = np.concatenate([data.actions[e, :n] for e, n in zip(episodes, lengths)])
+        first = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
+        self.states, self.actions = torch.from_numpy(states).to(device), torch.from_numpy(actions).to(device)
+        start = np.concatenate([f + np.arange(n) for f, n in zip(first, lengths)])
+        remaining = np.concatenate([np.arange(n, 0, -1) for n in lengths])
+        self.start, self.remaining = torch.from_numpy(start).to(device), torch.from_numpy(remaining).to(device)
+
+    def sample(self, batch_size: int, discount: float, generator: torch.Generator) -> Batch:
+        """Draw transitions uniformly, and for each a state k >= 1 steps later with P(k) proportional to discount^k."""
+        device = self.states.device
+        i = torch.randint(len(self.start), (batch_size,), generator=generator, device=device)
+        u = torch.rand(batch_size, generator=generator, device=device, dtype=torch.float64)
+        start, remaining = self.start[i], self.remaining[i]
+        k = 1 + (torch.log1p(-u * (1 - discount**remaining)) / np.log(discount)).long()  # inverse distribution function
+        k = torch.minimum(k, remaining)  # rounding must not cross the episode's end
+        return Batch(self.states[start], self.actions[i], self.states[start + k])
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+def update(
+    batch: Batch,
+    examples: Tensor,
+    actor: Actor,
+    critic: Critic,
+    optimizer: torch.optim.Optimizer,
+    args: Args,
+    generator: torch.Generator,
+) -> None:
+    """Take one gradient step of both networks, from the same batch and the same parameters."""
+    optimizer.zero_grad()
+    loss = critic_loss(critic.phi(batch.observation, batch.action), critic.psi(batch.future))
+    loss.backward(inputs=list(critic.parameters()))
+
+    mean, std = actor(batch.observation)
+    action = torch.tanh(mean + std * torch.randn(mean.shape, generator=generator, device=mean.device))
+    with torch.no_grad():
+        psi_examples = critic.psi(examples)
+    value = policy_value(critic.phi(batch.observation, action), psi_examples, len(action), args.policy_objective)
+    loss = policy_loss(value, actor.log_prob(mean, std, batch.action), args.bc_coef)
+    loss.backward(
+        inputs=list(actor.parameters())
+    )  # the value's gradient passes through the critic, and leaves no trace
+
+    optimizer.step()
+
+
+@torch.no_grad()
+def measure(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, args: Args) -> dict[str, float]:
+    """Metrics of one batch; README.md explains each."""
+    phi, psi, psi_examples = critic.phi(batch.observation, batch.action), critic.psi(batch.future), critic.psi(examples)
+    logits = phi @ psi.mT
+    positives, size = logits.diagonal(dim1=1, dim2=2), len(batch.action)
+    rows = torch.arange(size, device=logits.device)
+    mean, std = actor(batch.observation)
+    bc_loss = -actor.log_prob(mean, std, batch.action).mean()
+    value_data = policy_value(phi, psi_examples, args.batch_size, args.policy_objective).mean()
+    phi_policy = critic.phi(batch.observation, torch.tanh(mean))
+    value_policy = policy_value(phi_policy, psi_examples, args.batch_size, args.policy_objective).mean()
+    metrics = {
+        "critic_loss": critic_loss(phi, psi),
+        "categorical_accuracy": (logits.argmax(-1) == rows).float().mean(),
+        "logits_positive": positives.mean(),
+        "logits_negative": (logits.sum() - positives.sum()) / (2 * size * (size - 1)),
+        "bc_loss": bc_loss,
+        "value_data": value_data,
+        "value_policy": value_policy,
+        "policy_std": std.mean(),
+    }
+    return {name: value.item() for name, value in metrics.items()}
+
+
+def evaluate(actor: Actor, env_id: str, episodes: int, seed: int, device: torch.device) -> dict[str, list]:
+    """Play episodes with the policy's mode in an environment of their own; return one entry per episode.
+
+    `success`: solved at any step after an action; `final_success`: at the last step; `initial_success`: before the first
+    action.
+    """
+    results: dict[str, list] = {"seed": [], "success": [], "final_success": [], "initial_success": []}
+    env = common.make_env(env_id)
+    for episode in range(episodes):
+        episode_seed = common.episode_seed("evaluation", seed, episode)
+        observation, info = env.reset(seed=episode_seed)
+        solved, truncated = [info["success"]], False
+        while not truncated:
+            with torch.inference_mode():
+                action = actor.mode(torch.from_numpy(observation).to(device))
+            observation, _, _, truncated, info = env.step(action.cpu().numpy())
+            solved.append(info["success"])
+        for name, value in zip(results, (episode_seed, any(solved[1:]), solved[-1], solved[0])):
+            results[name].append(value)
+    env.close()
+    return results
+
+
+def train(args: Args) -> dict:
+    """Train, evaluate, and return what is written to result.json. Raises common.UserError for a mistake in `args`."""
+    checkpoint = None
+    if args.resume is not None:
+        checkpoint = common.load_weights(args.resume / "checkpoint.pt")
+        args = Args(**{**checkpoint["args"], "run_dir": args.resume})
+    positive = (1, np.inf)
+    common.check_range(args, gradient_steps=positive, batch_size=(2, np.inf), hidden_dim=positive, repr_dim=positive)
+    common.check_range(args, learning_rate=(0, np.inf), discount=(1e-6, 1 - 1e-6), bc_coef=(0, 1), seed=(0, np.inf))
+    common.check_range(
+        args, holdout_fraction=(0, 0.9), log_interval=positive, eval_interval=(0, np.inf), eval_episodes=positive
+    )
+    start_time, seconds = time.perf_counter(), {"data": 0.0, "training": 0.0, "evaluation": 0.0}
+    path = common.find_dataset(args.env_id, args.quality, args.dataset)
+    rng = np.random.default_rng([args.seed, common.STREAMS.index("training")])
+    data = common.load_dataset(path, args.env_id, args.num_success, rng, args.allow_version_mismatch)
+    device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    episodes = rng.permutation(len(data.lengths))
+    num_heldout = max(1, round(args.holdout_fraction * len(episodes)))
+    transitions = Transitions(data, episodes[num_heldout:], device)
+    heldout = Transitions(data, episodes[:num_heldout], device)
+    examples = torch.from_numpy(data.success_examples).to(device)
+
+    mean, std = transitions.states.mean(0).cpu(), transitions.states.std(0).cpu().clamp(min=1e-3)  # some never move
+    weights_generator = torch.Generator().manual_seed(args.seed)  # on the CPU: the same weights on every device
+    sizes = transitions.actions.shape[1], args.hidden_dim
+    actor = Actor(mean, std, *sizes, weights_generator).to(device)
+    critic = Critic(mean, std, *sizes, args.repr_dim, weights_generator).to(device)
+    optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], args.learning_rate, eps=1e-7)
+    generator = torch.Generator(device).manual_seed(args.seed)
+    log_generator = torch.Generator(device).manual_seed(args.seed)  # of its own: logging must not change the training
+    parts = {"actor": actor, "critic": critic, "optimizer": optimizer}
+    streams = {"generator": generator, "log_generator": log_generator}
+    first_step = 0
+    if checkpoint is not None:
+        first_step, seconds = checkpoint["step"], checkpoint["seconds"]
+        for name, part in parts.items():
+            part.load_state_dict(checkpoint[name])
+        for name, stream in streams.items():
+            stream.set_state(checkpoint[name])
+    seconds["data"] += time.perf_counter() - start_time
+
+    run_dir = args.run_dir or Path("runs") / f"{args.env_id}__laeo__{args.seed}__{int(time.time())}"
+    log = common.Log(run_dir, args, first_step)
+
+    def evaluation(step: int) -> tuple[dict, dict]:
+        start_time = time.perf_counter()
+        results = evaluate(actor, args.env_id, args.eval_episodes, args.seed, device)
+        statistics = common.success_statistics({name: results[name] for name in results if name != "seed"})
+        log.write(step, {f"eval/{name}": statistics[name] for name in ("success_rate", "final_success_rate")})
+        seconds["evaluation"] += time.perf_counter() - start_time
+        seconds["training"] -= time.perf_counter() - start_time
+        return results, statistics
+
+    progress = tqdm(
+        initial=first_step, total=args.gradient_steps, desc=f"LAEO on {args.env_id}", unit="step", mininterval=1
+    )
+    with common.catch_interrupt() as interrupted:
+        start_time = time.perf_counter()
+        for step in range(first_step, args.gradient_steps):
+            if args.eval_interval and step % args.eval_interval == 0:
+                progress.set_postfix(success=evaluation(step)[1]["success_rate"])
+            batch = transitions.sample(args.batch_size, args.discount, generator)
+            update(batch, examples, actor, critic, optimizer, args, generator)
+            progress.update()
+            if (step + 1) % args.log_interval == 0:
+                for name, source in (("train", transitions), ("heldout", heldout)):
+                    batch = source.sample(args.batch_size, args.discount, log_generator)
+                    metrics = measure(batch, examples, actor, critic, args)
+                    log.write(step + 1, {f"{name}/{key}": value for key, value in metrics.items()})
+            if interrupted or (step + 1) % 5_000 == 0 or step + 1 == args.gradient_steps:
+                seconds["training"] += time.perf_counter() - start_time
+                start_time = time.perf_counter()
+                state = {name: part.state_dict() for name, part in parts.items()}
+                state |= {name: stream.get_state() for name, stream in streams.items()}
+                state |= {"args": common.plain(args), "step": step + 1, "seconds": seconds}
+                with common.write_file(run_dir / "checkpoint.pt") as temporary:
+                    torch.save(state, temporary)
+            if interrupted:
+                raise common.UserError(f"interrupted at step {step + 1}; go on with: python laeo.py --resume {run_dir}")
+    progress.close()
+    results, statistics = evaluation(args.gradient_steps)
+    seconds["training"] += time.perf_counter() - start_time
+    result = {
+        **statistics,
+        "gradient_steps": args.gradient_steps,
+        "seconds": seconds,
+        "device": str(device),
+        "dataset": {"path": str(path), "sha256": common.read_metadata(path)["sha256"]},
+        "args": common.plain(args),
+        "versions": common.versions("torch", "numpy", "gymnasium", *common.find_task(args.env_id).simulator),
+        "episodes": results,
+    }
+    common.write_json(run_dir / "result.json", result)
+    low, high = result["success_interval"]
+    print(
+        f"{run_dir}: success rate {result['success_rate']:.2f} [{low:.2f}, {high:.2f}] over {args.eval_episodes} episodes, "
+        f"{result['final_success_rate']:.2f} at the last step; {result['initial_success_rate']:.2f} started solved"
+    )
+    return result
+
+
+if __name__ == "__main__":
+    train(tyro.cli(Args))
