@@ -42,8 +42,8 @@ class UserError(SystemExit):
 class FetchTask(gym.Env):
     """A Fetch task of gymnasium-robotics with a fixed goal, a flat float32 observation and no reward.
 
-    FetchReach, 10 numbers: gripper position, finger positions (2), gripper velocity (3), finger velocities (2).
-    FetchPush, 25 numbers: gripper position, block position, block position minus gripper position, finger positions (2),
+    FetchReach, 10 numbers: gripper position, fingers (2), gripper velocity, finger velocities (2).
+    FetchPush, 25 numbers: gripper position, block position, block relative to gripper, fingers (2),
     block rotation (3), block velocity relative to the gripper (3), block angular velocity (3), gripper velocity (3),
     finger velocities (2). Positions in metres, velocities in metres per step, actions [4] in [-1, 1]: 0.05 m per unit.
     `info["success"]` is True while the gripper (reach) or the block (push) is within 0.05 m of the goal.
@@ -97,7 +97,7 @@ class SawyerTask(gym.Env):
         import mujoco
 
         self.inner = metaworld.ALL_V3_ENVIRONMENTS[name]()
-        # metaworld 3.1.1 renamed the drawer's own success radius (0.04 m) so that it no longer takes effect; it does here.
+        # metaworld 3.1.1 renamed the drawer's own success radius, 0.04 m, and so lost its effect; here it has one.
         self.inner.TARGET_RADIUS = getattr(self.inner, "_TARGET_RADIUS", self.inner.TARGET_RADIUS)
         self.inner._set_task_called = True
         self.inner._freeze_rand_vec = True
@@ -201,8 +201,9 @@ STREAMS = ("training", "evaluation", "dataset", "calibration")
 
 
 def episode_seed(stream: str, seed: int, episode: int) -> int:
-    """Return the 64-bit seed of one episode. Streams never share a seed, so evaluation starts are not training starts."""
-    return int(np.random.SeedSequence([STREAMS.index(stream), seed, episode]).generate_state(1, np.uint64)[0])
+    """Return the 64-bit seed of one episode, for `seed` < 2**32. Streams share none: evaluation has its own starts."""
+    entropy = [STREAMS.index(stream), seed, episode]  # each below 2**32: a larger one would run into its neighbour
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
 
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
@@ -233,6 +234,12 @@ def versions(*packages: str) -> dict[str, str]:
 # ----------------------------------------------------------------------------------------------------- writing files
 
 
+def first_line(error: Exception) -> str:
+    """Return the kind of an error and the first sentence of its message."""
+    message = str(error).split("\n")[0].split(". ")[0]
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
 @contextlib.contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
     """Turn a full disk or an unwritable place into one sentence that names it."""
@@ -247,16 +254,19 @@ def explain_os_errors(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def write_directory(path: Path) -> Iterator[Path]:
     """Yield an empty directory beside `path` that takes its place when the block ends, and vanishes when it fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     with explain_os_errors(path):
         try:
             temporary.mkdir(parents=True)
             yield temporary
             if path.exists():
-                shutil.rmtree(path)
+                path.rename(old)
             temporary.rename(path)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if old.exists() and not path.exists():
+                old.rename(path)
+            for leftover in (temporary, old):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -273,10 +283,11 @@ def write_file(path: Path) -> Iterator[Path]:
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
-    """Create a zeroed `.npy` file, opened for writing through memory. Raises OSError if the disk cannot hold it all."""
+    """Create a zeroed `.npy` file, opened for writing through memory. Raises OSError if the disk cannot hold it."""
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    with open(path, "r+b") as file:  # a hole in the file would become a crash (SIGBUS) when the disk fills up
-        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with open(path, "r+b") as file:  # a hole in the file would become a crash (SIGBUS) when the disk fills up
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     return array
 
 
@@ -291,22 +302,25 @@ def load_weights(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch.load raises half a dozen types for a damaged file
-        raise UserError(f"error: cannot read {path} ({str(error).splitlines()[0]}).") from None
+        raise UserError(f"error: {path} is damaged or missing ({first_line(error)}).") from None
     if not isinstance(content, dict):
         raise UserError(f"error: {path} was not written by this project.")
     return content
 
 
 class Log:
-    """Metrics of a run, as one JSON object per line in `metrics.jsonl` and as TensorBoard scalars."""
+    """Metrics of a run, as one JSON object per line in `metrics.jsonl` and as TensorBoard scalars.
 
-    def __init__(self, run_dir: Path, args: Any, first_step: int):
+    A run that is resumed at `first_step` keeps the first `size` bytes of the file.
+    """
+
+    def __init__(self, run_dir: Path, args: Any, first_step: int = 0, size: int = 0):
         self.path = run_dir / "metrics.jsonl"
         with explain_os_errors(run_dir):
             run_dir.mkdir(parents=True, exist_ok=True)
-            lines = self.path.read_text().splitlines(keepends=True) if first_step else []
             # A run that goes on from a checkpoint writes again what came after it.
-            self.path.write_text("".join(line for line in lines if json.loads(line)["step"] < first_step))
+            with open(self.path, "ab") as file:
+                file.truncate(min(size, file.tell()))
             self.writer = SummaryWriter(str(run_dir), purge_step=first_step)
         table = "\n".join(f"|{name}|{value}|" for name, value in vars(args).items())
         self.writer.add_text("flags", f"|flag|value|\n|-|-|\n{table}")
@@ -375,6 +389,12 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_quality(quality: str) -> None:
+    """Raise UserError if there is no such quality."""
+    if quality not in QUALITIES:
+        raise UserError(f"error: there is no quality '{quality}'; choose one of {', '.join(QUALITIES)}.")
+
+
 def find_dataset(env_id: str, quality: str, dataset: Path | None = None) -> Path:
     """Return the dataset's directory. The standard one is made by collect_data.py if it is not there yet.
 
@@ -382,8 +402,7 @@ def find_dataset(env_id: str, quality: str, dataset: Path | None = None) -> Path
     collect_data.py fails.
     """
     find_task(env_id)
-    if quality not in QUALITIES:
-        raise UserError(f"error: there is no quality '{quality}'; choose one of {', '.join(QUALITIES)}.")
+    check_quality(quality)
     path = dataset or Path("datasets") / f"{env_id}-{quality}"
     if dataset is not None and not path.exists():
         raise UserError(f"error: there is no dataset {path}; leave --dataset out to use (and make) the standard one.")
@@ -400,20 +419,29 @@ def find_dataset(env_id: str, quality: str, dataset: Path | None = None) -> Path
 def read_metadata(path: Path) -> dict[str, Any]:
     """Return the dataset's metadata. Raises UserError if it is missing or unreadable."""
     try:
-        return json.loads((path / "metadata.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"error: {path} is not a dataset: its metadata.json cannot be read ({error}).") from None
+        metadata = json.loads((path / "metadata.json").read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = first_line(error)
+        raise UserError(f"error: {path} is not a dataset: its metadata.json cannot be read ({reason}).") from None
+    if not isinstance(metadata, dict) or not all(
+        isinstance(metadata.get(name), dict) for name in ("versions", "sha256")
+    ):
+        raise UserError(f"error: {path} is not a dataset: its metadata.json lacks versions or checksums.")
+    return metadata
 
 
 def _load_array(path: Path, dtype: str, checksum: str | None) -> np.ndarray:
     try:
+        if sha256(path) != checksum:
+            raise ValueError("it does not match its checksum in metadata.json")
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"error: {path} is damaged or missing ({error}); make or copy the dataset again.") from None
+    except Exception as error:  # numpy.load raises half a dozen types for a damaged file
+        reason = first_line(error)
+        raise UserError(f"error: {path} is damaged or missing ({reason}); make or copy the dataset again.") from None
     if array.dtype != np.dtype(dtype):
-        raise UserError(f"error: {path} has dtype {array.dtype}; it must be {dtype}.")
-    if sha256(path) != checksum:
-        raise UserError(f"error: {path} does not match its checksum in metadata.json; make or copy the dataset again.")
+        raise UserError(f"error: {path} has dtype {array.dtype}; it must be {np.dtype(dtype)}.")
+    if array.ndim == 0 or len(array) == 0:
+        raise UserError(f"error: {path} is empty; a dataset has at least one episode and one success example.")
     for start in range(0, len(array), 1024):
         if array.dtype.kind == "f" and not np.isfinite(array[start : start + 1024]).all():
             raise UserError(f"error: {path} holds a value that is not finite in rows {start} to {start + 1023}.")
@@ -425,30 +453,30 @@ def load_dataset(
 ) -> Dataset:
     """Open a dataset, check it, and draw `num_success` of its success examples without replacement.
 
-    Raises UserError if the dataset belongs to another task or was made with another version of the simulator (unless
-    `allow_version_mismatch`), if an array is damaged, not finite or of the wrong shape, or if there are too few examples.
+    Raises UserError if the dataset is of another task or was made with another version of the simulator (unless
+    `allow_version_mismatch`), if an array is damaged, not finite or of the wrong shape, or if examples are too few.
     """
     metadata, task = read_metadata(path), find_task(env_id)
     if metadata.get("env_id") != env_id:
         raise UserError(f"error: {path} is a dataset of {metadata.get('env_id')}, not of {env_id}.")
-    made_with = {name: metadata.get("versions", {}).get(name) for name in task.simulator}
+    made_with = {name: metadata["versions"].get(name) for name in task.simulator}
     if made_with != versions(*task.simulator) and not allow_version_mismatch:
         raise UserError(
-            f"error: {path} was made with {made_with}, and here is {versions(*task.simulator)}, which moves differently; "
+            f"error: {path} was made with {made_with} and here is {versions(*task.simulator)}, which moves otherwise; "
             f"make it again with: python collect_data.py --env-id {env_id} --quality {metadata.get('quality')} "
             f"--output {path} --overwrite (or use it as it is: --allow-version-mismatch)."
         )
     dtypes = {"observations": "f4", "actions": "f4", "lengths": "i4", "success_examples": "f4"}
-    checksums = metadata.get("sha256", {})
+    checksums = metadata["sha256"]
     arrays = {name: _load_array(path / f"{name}.npy", dtype, checksums.get(name)) for name, dtype in dtypes.items()}
     observations, actions, lengths, examples = (arrays[name] for name in dtypes)
     env = make_env(env_id)
     observation_shape, action_shape = env.observation_space.shape, env.action_space.shape
     env.close()
-    episodes, steps = actions.shape[:2]
+    episodes, steps = actions.shape[:2] if actions.ndim > 1 else (len(lengths), lengths.max())
     for name, array, shape in (
-        ("observations", observations, (episodes, steps + 1, *observation_shape)),
         ("actions", actions, (episodes, steps, *action_shape)),
+        ("observations", observations, (episodes, steps + 1, *observation_shape)),
         ("lengths", lengths, (episodes,)),
         ("success_examples", examples, (len(examples), *observation_shape)),
     ):

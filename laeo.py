@@ -1,9 +1,9 @@
-"""LAEO, Learning to Achieve Examples Offline: reward-free trajectories and a few success examples in, a policy out.
+"""LAEO, Learning to Achieve Examples Offline: from reward-free trajectories and a few success examples to a policy.
 
-A contrastive critic f(s, a, g) = phi(s, a)^T psi(g) learns to tell states that followed (s, a) from states that followed
-something else; at its optimum e^f is the discounted occupancy of g after (s, a), relative to how common g is. Averaged
-over success examples, e^f is the Q-function of the policy that made the data, up to a constant factor. The policy
-maximises it, held close to the data by a behavioural-cloning term.
+A contrastive critic f(s, a, g) = phi(s, a)^T psi(g) learns to tell states that followed (s, a) from those that did
+not; at its optimum e^f is the discounted occupancy of g after (s, a), relative to how common g is. Averaged over
+success examples, e^f is the Q-function of the policy that made the data, up to a constant factor. The policy maximises
+it, held close to the data by a behavioural-cloning term.
 
 Hatch et al. 2023, "Contrastive Example-Based Control" (L4DC); equation numbers in this file are that paper's.
 
@@ -13,10 +13,10 @@ Hatch et al. 2023, "Contrastive Example-Based Control" (L4DC); equation numbers 
 Differences from the paper and from the released code, each with its reason:
  1. Observations, and success examples with them, are standardised with the mean and the standard deviation of the
     training episodes. Neither the paper nor the code does; nothing else is worth as much on FetchPush.
- 2. The expectation over the success examples is exact: psi is evaluated on all of them at every step. The code draws one
-    example for each state, which is noisier and, in a batch, dearer.
- 3. The policy's objective and its weight are flags. The paper maximises E[e^f] with bc_coef 0.05; the code E[f] with 0.5.
-    The defaults are what measured best: README.md lists what was compared.
+ 2. The expectation over the success examples is exact: psi is evaluated on all of them at every step. The code draws
+    one example for each state, which is noisier and, in a batch, dearer.
+ 3. The policy's objective and its weight are flags. The paper maximises E[e^f] with bc_coef 0.05; the code E[f] with
+    0.5. The defaults are what measured best: README.md lists what was compared.
  4. In-batch negatives stand one positive against B - 1 negatives, as in the code, where Eq. 5 weighs both alike. The
     optimum of the logits is then f - log(B - 1); log(B - 1) is added back, so that f is the f of Eq. 6.
  5. Future states come at least one step after the state and at most at the episode's end, as in the code; the sums of
@@ -25,10 +25,9 @@ Differences from the paper and from the released code, each with its reason:
  7. Networks are narrower, batches smaller, learning rate higher and training shorter than the paper's 1024 x 2, batch
     1024, 3e-4 and 500,000 steps, because that is as good on these tasks (README.md).
  8. No target network: the code keeps one and never reads it.
- 9. Success examples are drawn from the pool in the dataset with the run's seed. The code drew them with a generator that
-    other threads seeded.
-10. Success is measured on 100 episodes with fixed seeds, played by the final policy. The code reports a running mean over
-    whatever episodes a parallel evaluator had finished.
+ 9. Success examples are drawn with the run's seed; the code's choice depended on which thread came first.
+10. Success is measured on 100 episodes with fixed seeds, played by the final policy. The code reports a running mean
+    over whatever episodes a parallel evaluator had finished.
 """
 
 import time
@@ -168,9 +167,9 @@ class Critic(nn.Module):
 
 
 def critic_loss(phi: Tensor, psi: Tensor) -> Tensor:
-    """Eq. 5 with in-batch negatives: which future state [2, B, repr_dim] belongs to which state-action [2, B, repr_dim]?"""
+    """Eq. 5 with in-batch negatives: which future psi [2, B, repr_dim] belongs to which phi [2, B, repr_dim]?"""
     logits = phi @ psi.mT  # [2, B, B]; row i: state-action i against every future state of the batch
-    labels = torch.eye(logits.shape[-1], device=logits.device).expand_as(logits)
+    labels = torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device).expand_as(logits)
     return F.binary_cross_entropy_with_logits(logits, labels)
 
 
@@ -288,8 +287,7 @@ def measure(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, args: 
 def evaluate(actor: Actor, env_id: str, episodes: int, seed: int, device: torch.device) -> dict[str, list]:
     """Play episodes with the policy's mode in an environment of their own; return one entry per episode.
 
-    `success`: solved at any step after an action; `final_success`: at the last step; `initial_success`: before the first
-    action.
+    `success`: solved after any action; `final_success`: after the last one; `initial_success`: before the first one.
     """
     results: dict[str, list] = {"seed": [], "success": [], "final_success": [], "initial_success": []}
     env = common.make_env(env_id)
@@ -316,7 +314,7 @@ def train(args: Args) -> dict:
         args = Args(**{**checkpoint["args"], "run_dir": args.resume})
     positive = (1, np.inf)
     common.check_range(args, gradient_steps=positive, batch_size=(2, np.inf), hidden_dim=positive, repr_dim=positive)
-    common.check_range(args, learning_rate=(0, np.inf), discount=(1e-6, 1 - 1e-6), bc_coef=(0, 1), seed=(0, np.inf))
+    common.check_range(args, learning_rate=(0, np.inf), discount=(1e-6, 1 - 1e-6), bc_coef=(0, 1), seed=(0, 2**32 - 1))
     common.check_range(
         args, holdout_fraction=(0, 0.9), log_interval=positive, eval_interval=(0, np.inf), eval_episodes=positive
     )
@@ -351,7 +349,7 @@ def train(args: Args) -> dict:
     seconds["data"] += time.perf_counter() - start_time
 
     run_dir = args.run_dir or Path("runs") / f"{args.env_id}__laeo__{args.seed}__{int(time.time())}"
-    log = common.Log(run_dir, args, first_step)
+    log = common.Log(run_dir, args, first_step, checkpoint["log_size"] if checkpoint else 0)
 
     def evaluation(step: int) -> tuple[dict, dict]:
         start_time = time.perf_counter()
@@ -384,6 +382,7 @@ def train(args: Args) -> dict:
                 state = {name: part.state_dict() for name, part in parts.items()}
                 state |= {name: stream.get_state() for name, stream in streams.items()}
                 state |= {"args": common.plain(args), "step": step + 1, "seconds": seconds}
+                state["log_size"] = log.path.stat().st_size
                 with common.write_file(run_dir / "checkpoint.pt") as temporary:
                     torch.save(state, temporary)
             if interrupted:
@@ -404,7 +403,7 @@ def train(args: Args) -> dict:
     common.write_json(run_dir / "result.json", result)
     low, high = result["success_interval"]
     print(
-        f"{run_dir}: success rate {result['success_rate']:.2f} [{low:.2f}, {high:.2f}] over {args.eval_episodes} episodes, "
+        f"{run_dir}: success rate {result['success_rate']:.2f} [{low:.2f}, {high:.2f}], "
         f"{result['final_success_rate']:.2f} at the last step; {result['initial_success_rate']:.2f} started solved"
     )
     return result
