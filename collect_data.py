@@ -1,19 +1,19 @@
 """The data of LAEO's experiments: online contrastive RL, its checkpoints, and their roll-outs.
 
-A goal-conditioned agent learns a contrastive critic f(s, a, g) = phi(s, a)^T psi(g), whose value says how likely the
-behaviour is to reach goal g soon, and a policy that maximises it. Policies saved along the way, from untrained to good,
-are rolled out towards the task's own goal and mixed so that a chosen share of the episodes succeeds.
+A goal-conditioned agent learns a contrastive critic f(s, a, g) = phi(s, a)^T psi(g), which says how likely the
+behaviour is to reach goal g soon, and a policy that maximises it. Policies saved along the way, from untrained to
+good, are rolled out towards the task's own goal and mixed so that a chosen share of the episodes succeeds.
 
-Eysenbach et al. 2022, "Contrastive Learning as Goal-Conditioned Reinforcement Learning" (arXiv 2206.07568), which is how
-Hatch et al. 2023 (L4DC) made their data.
+Eysenbach et al. 2022, "Contrastive Learning as Goal-Conditioned Reinforcement Learning" (arXiv 2206.07568); Hatch et
+al. 2023 (L4DC) made their data with it.
 
     python collect_data.py --env-id FetchPush                    # rolls out the policies in behavior/
     python collect_data.py --env-id FetchPush --train            # trains those policies first
 
 Differences from the paper and the released code, each with its reason:
- 1. The replay buffer starts with episodes of a noisy scripted controller (`--seed-episodes 0` turns it off): from scratch
-    FetchPush takes on the order of a million steps, since random actions hardly ever touch the block. These episodes
-    never enter a dataset.
+ 1. The replay buffer starts with episodes of a noisy scripted controller (`--seed-episodes 0` turns it off). Random
+    actions hardly ever touch the block of FetchPush; the paper's authors took a million steps, this takes minutes.
+    These episodes never enter a dataset.
  2. Observations and goals are standardised with the mean and the standard deviation of the first episodes in the replay
     buffer. It is worth more than any other setting.
  3. The goal is the position of the object (or of the gripper), not a whole state, as in gymnasium's GoalEnv: a whole
@@ -23,17 +23,19 @@ Differences from the paper and the released code, each with its reason:
  5. Datasets hold roll-outs of saved checkpoints with sampled actions, as the paper says. The released code stored what
     the evaluator played during training, with the policy's mode; on FetchReach, which always starts in the same state,
     the mode gives one and the same episode again and again.
- 6. How often a checkpoint is rolled out depends on its measured success rate: weights proportional to exp(beta * rate),
-    with beta chosen so that the mixture succeeds at the wanted rate. The paper does not say how it got its 45 to 50 %.
- 7. One gradient step for two environment steps instead of one for one, and twin critics: the cheapest setting that works.
+ 6. How often a checkpoint is rolled out depends on its measured success rate: weights proportional to
+    exp(beta * rate), with beta such that the mixture succeeds at the wanted rate. The paper does not say how it
+    got its 45 to 50 %.
+ 7. One gradient step for two environment steps instead of one for one, and twin critics: cheaper, and it works.
 """
 
-import json
 import multiprocessing
 import os
 import signal
 import time
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium as gym
@@ -121,16 +123,23 @@ class Actor(nn.Module):
             self.register_buffer(f"{name}_std", torch.ones(size))
         self.net = mlp([observation_dim + goal_dim, hidden_dim, hidden_dim, 2 * action_dim], generator)
 
-    def forward(self, observation: Tensor, goal: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return actions [B, actions] in (-1, 1), made from standard normal noise of that shape, and log pi(a|s,g) [B]."""
+    def forward(self, observation: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and the standard deviation, each [B, actions], of the normal law under the tanh."""
         observation = (observation - self.observation_mean) / self.observation_std
         goal = (goal - self.goal_mean) / self.goal_std
         mean, std = self.net(torch.cat([observation, goal], -1)).chunk(2, -1)
-        std = F.softplus(std) + 1e-3
-        x = mean + std * noise
-        log_prob = -0.5 * noise**2 - std.log() - 0.5 * np.log(2 * np.pi)
-        log_prob = log_prob - 2 * (np.log(2) - x - F.softplus(-2 * x))  # log |d tanh(x) / dx|, without overflow
-        return torch.tanh(x), log_prob.sum(-1)
+        return mean, F.softplus(std) + 1e-3
+
+    def sample(self, observation: Tensor, goal: Tensor, noise: Tensor) -> Tensor:
+        """Turn standard normal noise [B, actions] into actions of that shape in (-1, 1)."""
+        mean, std = self(observation, goal)
+        return torch.tanh(mean + std * noise)
+
+
+def tanh_normal_log_prob(x: Tensor, std: Tensor, noise: Tensor) -> Tensor:
+    """Return log pi(a | s) [B] of the action tanh(x), x = mean + std * noise, from arguments [B, actions]."""
+    log_prob = -0.5 * noise**2 - std.log() - 0.5 * np.log(2 * np.pi)
+    return (log_prob - 2 * (np.log(2) - x - F.softplus(-2 * x))).sum(-1)  # log(1 - tanh(x)^2), without overflow
 
 
 class Critic(nn.Module):
@@ -144,24 +153,27 @@ class Critic(nn.Module):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
         phi_sizes = [observation_dim + action_dim, hidden_dim, hidden_dim, repr_dim]
-        self.phi = nn.ModuleList(mlp(phi_sizes, g) for _ in range(2))
-        self.psi = nn.ModuleList(mlp([goal_dim, hidden_dim, hidden_dim, repr_dim], g) for _ in range(2))
+        self.phi_nets = nn.ModuleList(mlp(phi_sizes, g) for _ in range(2))
+        self.psi_nets = nn.ModuleList(mlp([goal_dim, hidden_dim, hidden_dim, repr_dim], g) for _ in range(2))
 
-    def forward(self, observation: Tensor, action: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
-        """Return representations phi(s, a) and psi(g), each [2, B, repr_dim]."""
-        observation = (observation - self.observation_mean) / self.observation_std
-        goal = (goal - self.goal_mean) / self.goal_std
-        state_action = torch.cat([observation, action], -1)
-        return torch.stack([net(state_action) for net in self.phi]), torch.stack([net(goal) for net in self.psi])
+    def phi(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Encode state-action pairs [B, D], [B, actions] as [2, B, repr_dim]."""
+        x = torch.cat([(observation - self.observation_mean) / self.observation_std, action], -1)
+        return torch.stack([net(x) for net in self.phi_nets])
+
+    def psi(self, goal: Tensor) -> Tensor:
+        """Encode goals [B, 3] as [2, B, repr_dim]."""
+        x = (goal - self.goal_mean) / self.goal_std
+        return torch.stack([net(x) for net in self.psi_nets])
 
 
 # ------------------------------------------------------------------------------------------------------------ losses
 
 
 def critic_loss(phi: Tensor, psi: Tensor) -> Tensor:
-    """Noise-contrastive loss: tell each row's own future goal from those of the other rows. phi, psi: [2, B, repr_dim]."""
+    """Noise-contrastive loss: which goal psi [2, B, repr_dim] was reached after which phi [2, B, repr_dim]?"""
     logits = phi @ psi.mT  # [2, B, B]
-    labels = torch.eye(logits.shape[-1], device=logits.device).expand_as(logits)
+    labels = torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device).expand_as(logits)
     return F.binary_cross_entropy_with_logits(logits, labels)
 
 
@@ -206,7 +218,7 @@ class ReplayBuffer:
 
 
 def scripted_action(env_id: str, observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """Return the action [4] of a simple controller that moves the object to the goal [3] (Sawyer: to the task's own)."""
+    """Return the action [4] of a controller that brings the object to the goal [3] (Sawyer: to the task's own)."""
     action = np.zeros(4)
     if env_id == "FetchReach":
         action[:3] = (goal - observation[:3]) / 0.05
@@ -232,11 +244,12 @@ def scripted_action(env_id: str, observation: np.ndarray, goal: np.ndarray) -> n
     else:
         from metaworld.policies import ENV_POLICY_MAP
 
-        policy = ENV_POLICY_MAP[common.TASKS[env_id].kwargs["name"]]()
         full = np.zeros(39)
         full[:3] = observation[:3] + (0.0, 0.0, 0.045)  # the policy reads the hand's body, 4.5 cm above the tool centre
         full[4:7] = observation[3:6]
-        action[:] = policy.get_action(full)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "Constant(s) may be too high": actions are clipped below
+            action[:] = ENV_POLICY_MAP[common.TASKS[env_id].kwargs["name"]]().get_action(full)
     return np.clip(action, -1.0, 1.0)
 
 
@@ -251,7 +264,7 @@ def seed_replay(args: Args, replay: ReplayBuffer, episodes: int, rng: np.random.
         observations, actions, success = [observation], [], False
         for _ in range(task.max_episode_steps):
             action = rng.uniform(-1, 1, 4)
-            if args.seed_episodes > 0:
+            if args.seed_episodes > 0:  # noisy, so that more is seen than the shortest way
                 action = scripted_action(args.env_id, observation, goal) + rng.normal(0.0, 0.5, 4)
             action = np.clip(action, -1, 1).astype(np.float32)
             observation, _, _, _, info = env.step(action)
@@ -267,110 +280,113 @@ def seed_replay(args: Args, replay: ReplayBuffer, episodes: int, rng: np.random.
 # ---------------------------------------------------------------------------------------------------------- training
 
 
+def update(
+    batch: tuple[Tensor, Tensor, Tensor],
+    actor: Actor,
+    critic: Critic,
+    log_alpha: Tensor,
+    optimizer: torch.optim.Optimizer,
+    args: Args,
+    generator: torch.Generator,
+) -> None:
+    """Take one gradient step of critic, actor and entropy coefficient, from the same batch and the same parameters."""
+    observation, action, goal = batch
+    optimizer.zero_grad()
+    psi = critic.psi(goal)
+    loss = critic_loss(critic.phi(observation, action), psi)
+    loss.backward(inputs=list(critic.parameters()))
+
+    noise = torch.randn(action.shape, generator=generator)
+    mean, std = actor(observation, goal)
+    x = mean + std * noise
+    log_prob = tanh_normal_log_prob(x, std, noise)
+    phi = critic.phi(observation, torch.tanh(x))
+    loss = actor_loss(phi, psi.detach(), log_prob, log_alpha.detach().exp())
+    loss.backward(inputs=list(actor.parameters()))
+
+    loss = log_alpha.exp() * (-log_prob.detach() - args.target_entropy).mean()
+    loss.backward()
+    optimizer.step()
+
+
 def train_agent(args: Args) -> dict:
-    """Train the agent; return its checkpoints with their success rates. Same seed and machine: the same bits."""
-    task, start_time = common.TASKS[args.env_id], time.time()
+    """Train the agent; return its checkpoints, without success rates. Same seed and machine: the same bits."""
+    task, start_time, steps = common.TASKS[args.env_id], time.time(), common.TASKS[args.env_id].max_episode_steps
     generator = torch.Generator().manual_seed(args.seed)
     rng = np.random.default_rng([args.seed, common.STREAMS.index("training")])
-    steps = task.max_episode_steps
-    first_episodes = args.seed_episodes or 10_000 // steps  # the paper's way: 10,000 steps of random actions
-    rounds = -(-args.train_steps // (steps * args.num_envs))
+    num_envs, first_episodes = args.num_envs, args.seed_episodes or 10_000 // steps  # the paper: 10,000 random steps
+    rounds = -(-args.train_steps // (steps * num_envs))
     envs = gym.vector.AsyncVectorEnv(
-        [lambda: common.make_env(args.env_id)] * args.num_envs,
-        autoreset_mode=gym.vector.AutoresetMode.DISABLED,  # episodes end together, and are reset with seeds of their own
+        [lambda: common.make_env(args.env_id)] * num_envs,
+        autoreset_mode=gym.vector.AutoresetMode.DISABLED,  # all episodes end together, and get seeds of their own
     )
-    observation_dim, action_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
-    goal_dim = len(task.desired_goal)
-    replay = ReplayBuffer(
-        first_episodes + rounds * args.num_envs, steps, observation_dim, action_dim, task.achieved_goal
-    )
+    sizes = envs.single_observation_space.shape[0], len(task.desired_goal), envs.single_action_space.shape[0]
+    replay = ReplayBuffer(first_episodes + rounds * num_envs, steps, sizes[0], sizes[2], task.achieved_goal)
     seed_rate = seed_replay(args, replay, first_episodes, rng)
 
-    actor = Actor(observation_dim, goal_dim, action_dim, args.hidden_dim, generator)
-    critic = Critic(observation_dim, goal_dim, action_dim, args.hidden_dim, args.repr_dim, generator)
-    flat = replay.observations[: replay.size].flatten(0, 1)
-    mean, std = flat.mean(0), flat.std(0).clamp(min=1e-3)  # a coordinate that hardly moves must not be blown up
+    actor = Actor(*sizes, args.hidden_dim, generator)
+    critic = Critic(*sizes, args.hidden_dim, args.repr_dim, generator)
+    log_alpha = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.Adam([*critic.parameters(), *actor.parameters(), log_alpha], args.learning_rate, eps=1e-7)
+    states = replay.observations[: replay.size].flatten(0, 1)
+    mean, std = states.mean(0), states.std(0).clamp(min=1e-3)  # do not blow up a coordinate that hardly moves
     for network in (actor, critic):
         network.observation_mean.copy_(mean)
         network.observation_std.copy_(std)
         network.goal_mean.copy_(mean[task.achieved_goal])
         network.goal_std.copy_(std[task.achieved_goal])
-    log_alpha = torch.zeros((), requires_grad=True)
-    critic_optimizer = torch.optim.Adam(critic.parameters(), args.learning_rate, eps=1e-7)
-    actor_optimizer = torch.optim.Adam(actor.parameters(), args.learning_rate, eps=1e-7)
-    alpha_optimizer = torch.optim.Adam([log_alpha], args.learning_rate, eps=1e-7)
 
-    warmup = args.warmup_steps if args.seed_episodes else 0
-    total = warmup + rounds * steps * (args.num_envs // 2)
-    # Learning is fast at first: checkpoints at total / 512, ..., total / 2, total, and one of the untrained policy.
-    save_at = {-(-total // 2**k) for k in range(NUM_CHECKPOINTS)}
-    checkpoints, done = [], 0
-
-    def save(env_steps: int) -> None:
-        weights = {k: v.half() if "net" in k else v.clone() for k, v in actor.state_dict().items()}
-        checkpoints.append({"env_steps": env_steps, "gradient_steps": done, "actor": weights})
-
-    def update(env_steps: int) -> None:
-        nonlocal done
-        observation, action, goal = replay.sample(args.batch_size, args.discount, generator)
-        loss_critic = critic_loss(*critic(observation, action, goal))
-        noise = torch.randn(args.batch_size, action_dim, generator=generator)
-        policy_action, log_prob = actor(observation, goal, noise)
-        loss_actor = actor_loss(*critic(observation, policy_action, goal), log_prob, log_alpha.detach().exp())
-        loss_alpha = log_alpha.exp() * (-log_prob.detach() - args.target_entropy).mean()
-        for optimizer, loss, parameters in (
-            (critic_optimizer, loss_critic, list(critic.parameters())),
-            (actor_optimizer, loss_actor, list(actor.parameters())),
-            (alpha_optimizer, loss_alpha, [log_alpha]),
-        ):
-            optimizer.zero_grad()
-            loss.backward(inputs=parameters)
-        for optimizer in (critic_optimizer, actor_optimizer, alpha_optimizer):
-            optimizer.step()
-        done += 1
-        if done in save_at:
-            save(env_steps)
-
-    save(0)
+    # A round plays one episode in every environment and takes one gradient step for every two environment steps; the
+    # round before the first one only takes the warm-up's.
+    warmup, per_round = args.warmup_steps if args.seed_episodes else 0, steps * (num_envs // 2)
+    total = warmup + rounds * per_round
+    # Learning is fast at first: checkpoints after 1/512, ..., 1/2 and all of the gradient steps, and an untrained one.
+    save_at = {0} | {-(-total // 2**k) for k in range(NUM_CHECKPOINTS)}
+    checkpoints: list[dict] = []
     progress = tqdm(total=total, desc=f"training on {args.env_id}", unit="gradient step", mininterval=2)
-    for _ in range(warmup):
-        update(0)
-        progress.update()
+
+    def learn(gradient_steps: int, env_steps: int) -> None:
+        for _ in range(gradient_steps):
+            if progress.n in save_at:
+                # Weights in float16 are half as large and act alike; means and standard deviations keep their range.
+                weights = {k: v.half() if "net" in k else v.clone() for k, v in actor.state_dict().items()}
+                checkpoints.append({"env_steps": env_steps, "gradient_steps": progress.n, "actor": weights})
+            if progress.n < total:
+                batch = replay.sample(args.batch_size, args.discount, generator)
+                update(batch, actor, critic, log_alpha, optimizer, args, generator)
+                progress.update()
+
+    learn(warmup, 0)
     recent: list[bool] = []
     for i in range(rounds):
-        seeds = [
-            common.episode_seed("training", args.seed, first_episodes + i * args.num_envs + j)
-            for j in range(args.num_envs)
-        ]
-        observation, _ = envs.reset(seed=seeds)
-        earlier = replay.observations[torch.from_numpy(rng.integers(replay.size, size=args.num_envs)), -1]
-        goal = earlier[:, task.achieved_goal].clone()
-        goal[: args.num_envs // 2] = torch.tensor(task.desired_goal)
-        observations, actions, success = [observation], [], np.zeros(args.num_envs, bool)
+        episodes = range(first_episodes + i * num_envs, first_episodes + (i + 1) * num_envs)
+        observation, _ = envs.reset(seed=[common.episode_seed("training", args.seed, episode) for episode in episodes])
+        ends = replay.observations[torch.from_numpy(rng.integers(replay.size, size=num_envs)), -1]
+        goal = ends[:, task.achieved_goal].clone()
+        goal[: num_envs // 2] = torch.tensor(task.desired_goal)
+        observations, actions, success = [observation], [], np.zeros(num_envs, bool)
         for t in range(steps):
-            noise = torch.randn(args.num_envs, action_dim, generator=generator)
+            noise = torch.randn(num_envs, sizes[2], generator=generator)
             with torch.no_grad():
-                action = actor(torch.from_numpy(observation), goal, noise)[0].numpy()
+                action = actor.sample(torch.from_numpy(observation), goal, noise).numpy()
             observation, _, _, _, info = envs.step(action)
             observation = observation.copy()
             observations.append(observation)
             actions.append(action)
             success |= info["success"].astype(bool)
-            for _ in range(args.num_envs // 2):
-                update((i * steps + t + 1) * args.num_envs)
-        progress.update(steps * (args.num_envs // 2))
+            learn(num_envs // 2, (i * steps + t + 1) * num_envs)
         replay.add(np.stack(observations, 1), np.stack(actions, 1))
-        recent = (recent + list(success[: args.num_envs // 2]))[-20:]
-        progress.set_postfix(success=f"{np.mean(recent):.2f}", alpha=f"{log_alpha.item():.2f}")
+        recent = (recent + list(success[: num_envs // 2]))[-20:]
+        progress.set_postfix(success=f"{np.mean(recent):.2f}", alpha=f"{log_alpha.exp().item():.3f}")
+    learn(1, args.train_steps)  # the last checkpoint
     envs.close()
     progress.close()
     return {
         "env_id": args.env_id,
         "checkpoints": checkpoints,
-        "args": {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(args).items()},
+        "args": common.plain(args),
         "versions": common.versions("torch", "gymnasium", *task.simulator),
         "seed_episodes_success_rate": seed_rate,
-        "env_steps": rounds * steps * args.num_envs,
         "train_seconds": time.time() - start_time,
     }
 
@@ -418,7 +434,7 @@ def roll_out(env: gym.Env, env_id: str, actor: Actor, seed: int) -> tuple[np.nda
     while not truncated:
         noise = torch.randn(env.action_space.shape[0], generator=generator)
         with torch.inference_mode():
-            action = actor(torch.from_numpy(observation), goal, noise)[0].numpy()
+            action = actor.sample(torch.from_numpy(observation), goal, noise).numpy()
         observation, _, _, truncated, info = env.step(action)
         observations.append(observation)
         actions.append(action)
@@ -432,17 +448,14 @@ _worker: dict = {}  # what each process of the pool keeps: its environment, its 
 def start_worker(env_id: str, checkpoints: list[dict], directory: Path | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
     torch.set_num_threads(1)
-    arrays = {}
-    if directory is not None:
-        names = ("observations", "actions", "successes")
-        arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r+") for name in names}
-    _worker.update(
-        env_id=env_id, env=common.make_env(env_id), actors=[load_actor(c) for c in checkpoints], arrays=arrays
-    )
+    names = ("observations", "actions", "successes") if directory is not None else ()
+    arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r+") for name in names}
+    actors = [load_actor(checkpoint) for checkpoint in checkpoints]
+    _worker.update(env_id=env_id, env=common.make_env(env_id), actors=actors, arrays=arrays)
 
 
 def run_episode(job: tuple[int, int, int]) -> tuple[int, bool, bool, bool]:
-    """Play one episode and store it. Return its checkpoint and whether it succeeded at its start, at any, at its last step."""
+    """Play (and store) one episode; return its checkpoint and success at the start, at any and at the last step."""
     episode, checkpoint, seed = job
     data = roll_out(_worker["env"], _worker["env_id"], _worker["actors"][checkpoint], seed)
     for name, values in zip(_worker["arrays"], data):
@@ -452,137 +465,127 @@ def run_episode(job: tuple[int, int, int]) -> tuple[int, bool, bool, bool]:
 
 
 def run_episodes(
-    args: Args, checkpoints: list[dict], jobs, total: int, label: str, directory: Path | None
+    args: Args, checkpoints: list[dict], jobs: Iterable, total: int, label: str, directory: Path | None = None
 ) -> np.ndarray:
-    """Play all jobs in parallel; return [total, 4]: the columns of `run_episode`."""
+    """Play all jobs (episode, checkpoint, seed) in parallel; return [total, 4], the columns of `run_episode`."""
+    results = np.zeros((total, 4), int)
     # Spawned, not forked: a fork copies the locks of PyTorch's threads, and not the threads.
-    workers = args.num_workers or os.cpu_count() or 1
-    with multiprocessing.get_context("spawn").Pool(
-        workers, start_worker, (args.env_id, checkpoints, directory)
-    ) as pool:
-        results = pool.imap(run_episode, jobs, chunksize=4)
-        return np.array(list(tqdm(results, total=total, desc=label, unit="episode", mininterval=1)))
+    initial = (args.env_id, checkpoints, directory)
+    with multiprocessing.get_context("spawn").Pool(args.num_workers or os.cpu_count(), start_worker, initial) as pool:
+        played = pool.imap(run_episode, jobs, chunksize=4)
+        for i, result in enumerate(tqdm(played, total=total, desc=label, unit="episode", mininterval=1)):
+            results[i] = result
+    return results
 
 
-def calibrate(args: Args, behavior: dict) -> None:
-    """Measure the success rate of every checkpoint, any step of the episode, and store it with the checkpoint."""
-    n, checkpoints = args.calibration_episodes, behavior["checkpoints"]
-    jobs = [
-        (0, c, common.episode_seed("calibration", args.seed, c * n + i))
-        for c in range(len(checkpoints))
-        for i in range(n)
-    ]
-    results = run_episodes(args, checkpoints, jobs, len(jobs), "measuring the checkpoints", None)
+def calibrate(args: Args, checkpoints: list[dict]) -> None:
+    """Measure the success rate of every checkpoint and store it with the checkpoint."""
+    n = args.calibration_episodes
+    pairs = [(c, i) for c in range(len(checkpoints)) for i in range(n)]
+    jobs = [(0, c, common.episode_seed("calibration", args.seed, c * n + i)) for c, i in pairs]
+    results = run_episodes(args, checkpoints, jobs, len(jobs), "measuring the checkpoints")
     for c, checkpoint in enumerate(checkpoints):
-        mine = results[results[:, 0] == c]
-        checkpoint["success_rate"], checkpoint["final_success_rate"] = (
-            mine[:, 2].mean().item(),
-            mine[:, 3].mean().item(),
-        )
+        _, _, success, final_success = results[results[:, 0] == c].mean(0).tolist()
+        checkpoint |= {"success_rate": success, "final_success_rate": final_success}
         print(
-            f"checkpoint {c:2d}: {checkpoint['env_steps']:7d} environment steps, {checkpoint['gradient_steps']:6d} gradient "
-            f"steps, success {checkpoint['success_rate']:.3f}, at the last step {checkpoint['final_success_rate']:.3f}"
+            f"checkpoint {c:2d}: {checkpoint['env_steps']:6d} environment steps, {checkpoint['gradient_steps']:6d} "
+            f"gradient steps, success {success:.3f}, at the last step {final_success:.3f}"
         )
 
 
-def load_behavior(path: Path, env_id: str) -> dict:
-    """Read the checkpoints of a task. Raises UserError if the file is missing, damaged or of another task."""
-    behavior = common.load_weights(path)
-    if behavior.get("env_id") != env_id:
-        raise common.UserError(f"error: {path} does not hold policies of {env_id}; make them with --train.")
-    return behavior
+def choose_examples(observations: np.ndarray, successes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw at most MAX_SUCCESS_EXAMPLES of the observations that solve the task, without replacement.
+
+    The state before the first action does not count, as in the paper's data.
+    """
+    counts = successes[:, 1:].sum(1)
+    ends = counts.cumsum()
+    ranks = rng.choice(ends[-1], min(MAX_SUCCESS_EXAMPLES, ends[-1]), replace=False)
+    episodes = np.searchsorted(ends, ranks, side="right")
+    within = ranks - (ends - counts)[episodes]
+    steps = [np.flatnonzero(successes[episode, 1:])[k] + 1 for episode, k in zip(episodes, within)]
+    return np.stack([observations[episode, step] for episode, step in zip(episodes, steps)])
 
 
-def write_dataset(args: Args, behavior: dict, behavior_path: Path, output: Path) -> dict:
-    """Roll out the mixture, write the dataset whole or not at all, and return its metadata. Same arguments, same bytes."""
-    task, n = common.TASKS[args.env_id], args.num_episodes
-    checkpoints = behavior["checkpoints"]
-    weights = mixture([c["success_rate"] for c in checkpoints], SUCCESS_RATES[args.quality])
-    env = common.make_env(args.env_id)
-    observation_shape, action_shape = env.observation_space.shape, env.action_space.shape
+def write_dataset(args: Args, behavior_path: Path, output: Path) -> dict:
+    """Roll out the mixture, write the dataset whole or not at all, return its metadata. Same arguments, same bytes."""
+    behavior = common.load_weights(behavior_path)
+    if behavior.get("env_id") != args.env_id:
+        raise common.UserError(f"error: {behavior_path} holds no policies of {args.env_id}; make them with --train.")
+    checkpoints, n = behavior["checkpoints"], args.num_episodes
+    weights = mixture([checkpoint["success_rate"] for checkpoint in checkpoints], SUCCESS_RATES[args.quality])
+    env, steps = common.make_env(args.env_id), common.TASKS[args.env_id].max_episode_steps
+    shapes = {
+        "observations": ((n, steps + 1, *env.observation_space.shape), np.float32),
+        "actions": ((n, steps, *env.action_space.shape), np.float32),
+        "successes": ((n, steps + 1), np.bool_),
+        "lengths": ((n,), np.int32),
+    }
     env.close()
-    steps = task.max_episode_steps
     rng = np.random.default_rng([args.seed, common.STREAMS.index("dataset"), common.QUALITIES.index(args.quality)])
     jobs = ((i, rng.choice(len(weights), p=weights), common.episode_seed("dataset", args.seed, i)) for i in range(n))
     with common.write_directory(output) as directory:
-        shapes = {
-            "observations": ((n, steps + 1, *observation_shape), np.float32),
-            "actions": ((n, steps, *action_shape), np.float32),
-            "successes": ((n, steps + 1), np.bool_),
-            "lengths": ((n,), np.int32),
-        }
         arrays = {name: common.create_array(directory / f"{name}.npy", *shape) for name, shape in shapes.items()}
         arrays["lengths"][:] = steps
         results = run_episodes(args, checkpoints, jobs, n, f"rolling out {args.env_id}", directory)
-        # Success examples are drawn from all steps that succeed. The state before the first action does not count.
-        episode, step = np.nonzero(arrays["successes"][:, 1:])
-        chosen = np.random.default_rng([args.seed, n]).permutation(len(episode))[:MAX_SUCCESS_EXAMPLES]
-        examples = arrays["observations"][episode[chosen], step[chosen] + 1]
+        if not arrays["successes"][:, 1:].any():
+            raise common.UserError(f"error: none of the {n} episodes succeeds; collect more with --num-episodes.")
+        examples = choose_examples(arrays["observations"], arrays["successes"], rng)
         arrays["success_examples"] = common.create_array(directory / "success_examples.npy", examples.shape, np.float32)
         arrays["success_examples"][:] = examples
         for array in arrays.values():
             array.flush()
-        rates = {
-            name: {
-                "rate": results[:, column].mean().item(),
-                "interval": common.wilson_interval(results[:, column].sum(), n),
-            }
-            for name, column in (("initial_success", 1), ("success", 2), ("final_success", 3))
-        }
+        names = ("initial_success", "success", "final_success")
         metadata = {
             "env_id": args.env_id,
             "quality": args.quality,
             "seed": args.seed,
             "num_episodes": n,
-            **{f"{name}_rate": rate["rate"] for name, rate in rates.items()},
-            **{f"{name}_interval": rate["interval"] for name, rate in rates.items()},
+            **common.success_statistics({name: results[:, i + 1] for i, name in enumerate(names)}),
             "num_success_examples": len(examples),
             "versions": common.versions("mujoco", "gymnasium", "gymnasium-robotics", "metaworld"),
             "behavior": {
                 "file": behavior_path.name,
                 "sha256": common.sha256(behavior_path),
-                "success_rates": [c["success_rate"] for c in checkpoints],
+                "success_rates": [checkpoint["success_rate"] for checkpoint in checkpoints],
                 "weights": weights.tolist(),
                 "episodes": np.bincount(results[:, 0], minlength=len(checkpoints)).tolist(),
             },
             "sha256": {name: common.sha256(directory / f"{name}.npy") for name in arrays},
         }
-        (directory / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
+        common.write_json(directory / "metadata.json", metadata)
     return metadata
 
 
 def collect(args: Args) -> dict:
     """Make the dataset that the arguments describe; return its metadata. Raises UserError for a mistake in them."""
     common.find_task(args.env_id)
-    if args.quality not in SUCCESS_RATES:
-        raise common.UserError(
-            f"error: there is no quality '{args.quality}'; choose one of {', '.join(SUCCESS_RATES)}."
-        )
-    at_least_one = ("num_episodes", "train_steps", "batch_size", "calibration_episodes")
-    for name in at_least_one + ("seed_episodes", "warmup_steps", "num_workers", "seed"):
-        if getattr(args, name) < (minimum := int(name in at_least_one)):
-            flag = name.replace("_", "-")
-            raise common.UserError(f"error: --{flag} is {getattr(args, name)}; it must be {minimum} or more.")
+    common.check_quality(args.quality)
+    positive, natural = (1, np.inf), (0, np.inf)
+    common.check_range(args, num_episodes=positive, train_steps=positive, batch_size=(2, np.inf), num_envs=(2, np.inf))
+    common.check_range(args, seed=(0, 2**32 - 1), num_workers=natural, seed_episodes=natural, warmup_steps=natural)
+    common.check_range(args, calibration_episodes=positive, hidden_dim=positive, repr_dim=positive)
+    common.check_range(args, learning_rate=natural, discount=(1e-6, 1 - 1e-6))
     output = args.output or Path("datasets") / f"{args.env_id}-{args.quality}"
     if output.exists() and not args.overwrite:
-        raise common.UserError(
-            f"error: {output} exists already; add --overwrite to replace it, or choose another --output."
-        )
+        raise common.UserError(f"error: {output} exists; add --overwrite to replace it, or choose another --output.")
+    if output.exists() and not (output / "metadata.json").exists():
+        raise common.UserError(f"error: {output} is not a dataset, so it is not replaced; choose another --output.")
     behavior_path = args.behavior_dir / f"{args.env_id}.pt"
     try:
         if args.train:
             behavior = train_agent(args)
-            calibrate(args, behavior)
+            calibrate(args, behavior["checkpoints"])
             with common.write_file(behavior_path) as temporary:
                 torch.save(behavior, temporary)
             print(f"trained in {behavior['train_seconds']:.0f} s; wrote {behavior_path}")
-        metadata = write_dataset(args, load_behavior(behavior_path, args.env_id), behavior_path, output)
+        metadata = write_dataset(args, behavior_path, output)
     except KeyboardInterrupt:
         raise common.UserError(f"interrupted: nothing was written to {output}.") from None
     low, high = metadata["success_interval"]
     print(
-        f"{output}: {metadata['num_episodes']} episodes; {metadata['success_rate']:.3f} [{low:.3f}, {high:.3f}] succeed at "
-        f"any step, {metadata['final_success_rate']:.3f} at the last step, {metadata['initial_success_rate']:.3f} start solved"
+        f"{output}: {args.num_episodes} episodes; {metadata['success_rate']:.3f} [{low:.3f}, {high:.3f}] succeed, "
+        f"{metadata['final_success_rate']:.3f} at the last step; {metadata['initial_success_rate']:.3f} start solved"
     )
     return metadata
 

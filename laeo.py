@@ -334,7 +334,7 @@ def train(args: Args) -> dict:
     sizes = transitions.actions.shape[1], args.hidden_dim
     actor = Actor(mean, std, *sizes, weights_generator).to(device)
     critic = Critic(mean, std, *sizes, args.repr_dim, weights_generator).to(device)
-    optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], args.learning_rate, eps=1e-7)
+    optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], args.learning_rate, eps=1e-7, fused=True)
     generator = torch.Generator(device).manual_seed(args.seed)
     log_generator = torch.Generator(device).manual_seed(args.seed)  # of its own: logging must not change the training
     parts = {"actor": actor, "critic": critic, "optimizer": optimizer}

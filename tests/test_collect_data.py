@@ -27,12 +27,12 @@ def test_actor_density_is_the_normal_density_times_the_jacobian_of_tanh():
     actor = collect_data.Actor(4, 3, 2, 16, torch.Generator().manual_seed(0)).double()
     generator = torch.Generator().manual_seed(1)
     observation, goal, noise = (torch.randn(50, n, generator=generator, dtype=torch.float64) for n in (4, 3, 2))
-    action, log_prob = actor(observation, goal, noise)
-    mean, std = actor.net(torch.cat([observation, goal], -1)).chunk(2, -1)
-    std = torch.log1p(std.exp()) + 1e-3
+    mean, std = actor(observation, goal)
+    log_prob = collect_data.tanh_normal_log_prob(mean + std * noise, std, noise)
     normal = torch.distributions.Normal(mean, std)
-    expected = torch.distributions.TransformedDistribution(normal, torch.distributions.TanhTransform()).log_prob(action)
-    torch.testing.assert_close(log_prob, expected.sum(-1), rtol=1e-8, atol=1e-8)
+    tanh_normal = torch.distributions.TransformedDistribution(normal, torch.distributions.TanhTransform())
+    expected = tanh_normal.log_prob(actor.sample(observation, goal, noise)).sum(-1)
+    torch.testing.assert_close(log_prob, expected, rtol=1e-8, atol=1e-8)
 
 
 def test_losses_match_their_closed_forms():
@@ -86,8 +86,11 @@ def test_each_loss_reaches_only_its_own_network():
     for parameter, gradient in zip(critic.parameters(), torch.autograd.grad(loss, list(critic.parameters()))):
         torch.testing.assert_close(parameter.grad, gradient)
     noise = torch.randn(9, 2, generator=torch.Generator().manual_seed(4))
-    policy_action, log_prob = actor(observation, goal, noise)
-    value = (critic.phi(observation, policy_action) * critic.psi(goal).detach()).sum(-1).amin(0)
+    mean, std = actor(observation, goal)
+    log_prob = collect_data.tanh_normal_log_prob(mean + std * noise, std, noise)
+    value = (
+        (critic.phi(observation, actor.sample(observation, goal, noise)) * critic.psi(goal).detach()).sum(-1).amin(0)
+    )
     loss = (log_alpha.detach().exp() * log_prob - value).mean()
     for parameter, gradient in zip(actor.parameters(), torch.autograd.grad(loss, list(actor.parameters()))):
         torch.testing.assert_close(parameter.grad, gradient)
