@@ -1,0 +1,117 @@
+"""Make the numbers of the README again: run every command of an experiment that has no result yet.
+
+    python benchmark/run.py --list                  # the commands, and which of them are done
+    python benchmark/run.py state examples          # run the missing ones, one after the other
+    python benchmark/report.py --write              # put the tables into README.md
+
+Each run's result.json, with the outcome of every single episode, becomes benchmark/results/EXPERIMENT/NAME.json. A run
+that fails is reported at the end, with a non-zero exit; what is done stays done, so that the same command goes on.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+sys.path.insert(0, str(ROOT))
+import common  # noqa: E402
+
+SEEDS = (0, 1, 2)
+SETTINGS = {  # FetchPush, 200 examples, seed 0: what the defaults were chosen from
+    "default": [],
+}
+
+
+def experiments() -> dict[str, dict[str, list[str]]]:
+    """Return the command of every run, by experiment and name."""
+    state = {f"{env_id}-{seed}": ["--env-id", env_id, "--seed", str(seed)] for env_id in common.TASKS for seed in SEEDS}
+    examples = {
+        f"FetchPush-{n}-{seed}": ["--env-id", "FetchPush", "--num-success", str(n), "--seed", str(seed)]
+        for n in (10, 1)
+        for seed in SEEDS
+    }
+    settings = {name: ["--env-id", "FetchPush", *flags] for name, flags in SETTINGS.items()}
+    random = {env_id: ["--env-id", env_id] for env_id in common.TASKS}
+    script = {"random": [__file__, "--random"]}
+    runs = {"state": state, "examples": examples, "settings": settings, "random": random}
+    return {
+        experiment: {name: [*script.get(experiment, ["laeo.py"]), *flags] for name, flags in named.items()}
+        for experiment, named in runs.items()
+    }
+
+
+def play_randomly(env_id: str, run_dir: Path, episodes: int = 200) -> None:
+    """Write a result.json of uniformly random actions, on the starts that every evaluation with seed 0 uses."""
+    rng, env = np.random.default_rng(0), common.make_env(env_id)
+    results = {"seed": [], "success": [], "final_success": [], "initial_success": []}
+    for episode in range(episodes):
+        seed = common.episode_seed("evaluation", 0, episode)
+        _, info = env.reset(seed=seed)
+        solved, truncated = [info["success"]], False
+        while not truncated:
+            _, _, _, truncated, info = env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))
+            solved.append(info["success"])
+        for name, value in zip(results, (seed, any(solved[1:]), solved[-1], solved[0])):
+            results[name].append(value)
+    statistics = common.success_statistics({name: results[name] for name in results if name != "seed"})
+    common.write_json(run_dir / "result.json", {**statistics, "episodes": results})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "experiments", nargs="*", help=f"which to run: {', '.join(experiments())}; all if none is named"
+    )
+    parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
+    parser.add_argument("--random", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--env-id", help=argparse.SUPPRESS)
+    parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.random:
+        play_randomly(args.env_id, args.run_dir)
+        return
+    unknown = set(args.experiments) - set(experiments())
+    if unknown:
+        sys.exit(f"error: there is no experiment {sorted(unknown)[0]}; choose from {', '.join(experiments())}.")
+    todo = []
+    for experiment in args.experiments or experiments():
+        for name, command in experiments()[experiment].items():
+            target = RESULTS / experiment / f"{name}.json"
+            if args.list:
+                print("done " if target.exists() else "to do", experiment.ljust(9), "python", " ".join(command))
+            elif not target.exists():
+                todo.append((target, command))
+    environment = dict(os.environ)
+    if args.jobs > 1:
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
+    failed, running = [], []
+    while todo or running:
+        while todo and len(running) < args.jobs:
+            target, command = todo.pop(0)
+            run_dir = Path(tempfile.mkdtemp(prefix="benchmark-")) / target.stem
+            print("python", *command, flush=True)
+            process = subprocess.Popen(
+                [sys.executable, *command, "--run-dir", str(run_dir)],
+                cwd=ROOT, env=environment, stderr=open(run_dir.with_suffix(".log"), "w"),
+            )  # fmt: skip
+            running.append((process, target, command, run_dir))
+        process, target, command, run_dir = running.pop(0)
+        if process.wait() == 0:
+            common.write_json(target, json.loads((run_dir / "result.json").read_text()))
+        else:
+            failed.append((" ".join(command), run_dir.with_suffix(".log")))
+    for command, log in failed:
+        print(f"failed: python {command} (its messages: {log})", file=sys.stderr)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
