@@ -561,11 +561,11 @@ def collect(args: Args) -> dict:
     """Make the dataset that the arguments describe; return its metadata. Raises UserError for a mistake in them."""
     common.find_task(args.env_id)
     common.check_quality(args.quality)
-    positive, natural = (1, np.inf), (0, np.inf)
-    common.check_range(args, num_episodes=positive, train_steps=positive, batch_size=(2, np.inf), num_envs=(2, np.inf))
-    common.check_range(args, seed=(0, 2**32 - 1), num_workers=natural, seed_episodes=natural, warmup_steps=natural)
-    common.check_range(args, calibration_episodes=positive, hidden_dim=positive, repr_dim=positive)
-    common.check_range(args, learning_rate=natural, discount=(1e-6, 1 - 1e-6))
+    common.check_range(1, np.inf, args, "num_episodes", "train_steps", "calibration_episodes", "hidden_dim", "repr_dim")
+    common.check_range(0, np.inf, args, "num_workers", "seed_episodes", "warmup_steps", "learning_rate")
+    common.check_range(2, np.inf, args, "batch_size", "num_envs")
+    common.check_range(1e-6, 1 - 1e-6, args, "discount")
+    common.check_range(0, 2**32 - 1, args, "seed")
     output = args.output or Path("datasets") / f"{args.env_id}-{args.quality}"
     if output.exists() and not args.overwrite:
         raise common.UserError(f"error: {output} exists; add --overwrite to replace it, or choose another --output.")
@@ -591,4 +591,5 @@ def collect(args: Args) -> dict:
 
 
 if __name__ == "__main__":
-    collect(tyro.cli(Args))
+    with common.exit_quietly():
+        collect(tyro.cli(Args))

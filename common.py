@@ -359,13 +359,29 @@ def plain(args: Any) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
 
 
-def check_range(args: Any, **ranges: tuple[float, float]) -> None:
-    """Raise UserError for the first flag of `args` that is not within its [least, most]."""
-    for name, (least, most) in ranges.items():
+def check_range(least: float, most: float, args: Any, *names: str) -> None:
+    """Raise UserError for the first of these flags that is not within [least, most]."""
+    for name in names:
         value = getattr(args, name)
         if not least <= value <= most:
             bounds = f"from {least} to {most}" if most < float("inf") else f"{least} or more"
             raise UserError(f"error: --{name.replace('_', '-')} is {value}; it must be {bounds}.")
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of that name; auto is the GPU if there is one. Raises UserError if it is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("error: --device is cuda, and PyTorch finds no GPU here; leave it out to train on the CPU.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextlib.contextmanager
+def exit_quietly() -> Iterator[None]:
+    """Turn a Ctrl-C that nothing else has caught into one word and a failure, without a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise UserError("interrupted") from None
 
 
 # ---------------------------------------------------------------------------------------------------------- datasets
@@ -482,6 +498,8 @@ def load_dataset(
     ):
         if array.shape != shape:
             raise UserError(f"error: {path / name}.npy has shape {array.shape}; {env_id} needs {shape}.")
+    if episodes < 2:
+        raise UserError(f"error: {path} holds one episode; at least one to train on and one to hold out are needed.")
     if lengths.min() < 1 or lengths.max() > steps:
         raise UserError(f"error: {path}/lengths.npy must hold numbers from 1 to {steps}.")
     if not 1 <= num_success <= len(examples):

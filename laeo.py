@@ -66,7 +66,7 @@ class Args:
     batch_size: int = 256
     """transitions in a batch; each one's future state is a negative for all others"""
     learning_rate: float = 1e-3
-    """Adam's step size for both networks"""
+    """Adam's step size for both networks at the start; it falls linearly to zero"""
     discount: float = 0.99
     """of the geometric law that future states are drawn from; smaller looks less far ahead"""
     hidden_dim: int = 256
@@ -311,18 +311,20 @@ def train(args: Args) -> dict:
     checkpoint = None
     if args.resume is not None:
         checkpoint = common.load_weights(args.resume / "checkpoint.pt")
-        args = Args(**{**checkpoint["args"], "run_dir": args.resume})
-    positive = (1, np.inf)
-    common.check_range(args, gradient_steps=positive, batch_size=(2, np.inf), hidden_dim=positive, repr_dim=positive)
-    common.check_range(args, learning_rate=(0, np.inf), discount=(1e-6, 1 - 1e-6), bc_coef=(0, 1), seed=(0, 2**32 - 1))
-    common.check_range(
-        args, holdout_fraction=(0, 0.9), log_interval=positive, eval_interval=(0, np.inf), eval_episodes=positive
-    )
+        dataset = checkpoint["args"]["dataset"]
+        args = Args(**{**checkpoint["args"], "run_dir": args.resume, "dataset": dataset and Path(dataset)})
+    common.check_range(1, np.inf, args, "gradient_steps", "hidden_dim", "repr_dim", "log_interval", "eval_episodes")
+    common.check_range(0, np.inf, args, "learning_rate", "eval_interval")
+    common.check_range(2, np.inf, args, "batch_size")
+    common.check_range(0, 1, args, "bc_coef")
+    common.check_range(0, 0.9, args, "holdout_fraction")
+    common.check_range(1e-6, 1 - 1e-6, args, "discount")
+    common.check_range(0, 2**32 - 1, args, "seed")
+    device = common.find_device(args.device)
     start_time, seconds = time.perf_counter(), {"data": 0.0, "training": 0.0, "evaluation": 0.0}
     path = common.find_dataset(args.env_id, args.quality, args.dataset)
     rng = np.random.default_rng([args.seed, common.STREAMS.index("training")])
     data = common.load_dataset(path, args.env_id, args.num_success, rng, args.allow_version_mismatch)
-    device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     episodes = rng.permutation(len(data.lengths))
     num_heldout = max(1, round(args.holdout_fraction * len(episodes)))
     transitions = Transitions(data, episodes[num_heldout:], device)
@@ -368,6 +370,8 @@ def train(args: Args) -> dict:
         for step in range(first_step, args.gradient_steps):
             if args.eval_interval and step % args.eval_interval == 0:
                 progress.set_postfix(success=evaluation(step)[1]["success_rate"])
+            for group in optimizer.param_groups:  # a policy that still moves much is good or bad by the hour
+                group["lr"] = args.learning_rate * (1 - step / args.gradient_steps)
             batch = transitions.sample(args.batch_size, args.discount, generator)
             update(batch, examples, actor, critic, optimizer, args, generator)
             progress.update()
@@ -410,4 +414,5 @@ def train(args: Args) -> dict:
 
 
 if __name__ == "__main__":
-    train(tyro.cli(Args))
+    with common.exit_quietly():
+        train(tyro.cli(Args))

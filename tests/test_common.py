@@ -340,15 +340,28 @@ def test_success_statistics():
 
 
 def test_check_range_accepts_both_bounds_and_names_the_flag():
-    args = SimpleNamespace(batch_size=1, holdout_fraction=0.9)
-    common.check_range(args, batch_size=(1, np.inf), holdout_fraction=(0, 0.9))
-    assert refusal(common.check_range, args, batch_size=(2, np.inf)) == (
-        "error: --batch-size is 1; it must be 2 or more."
-    )
-    assert refusal(common.check_range, args, batch_size=(1, np.inf), holdout_fraction=(0, 0.5)) == (
-        "error: --holdout-fraction is 0.9; it must be from 0 to 0.5."
-    )
-    assert "--rate is nan" in refusal(common.check_range, SimpleNamespace(rate=float("nan")), rate=(0, 1))
+    args = SimpleNamespace(batch_size=1, holdout_fraction=0.9, rate=float("nan"))
+    common.check_range(1, np.inf, args, "batch_size")
+    common.check_range(0, 0.9, args, "holdout_fraction")
+    message = refusal(common.check_range, 2, np.inf, args, "batch_size")
+    assert message == "error: --batch-size is 1; it must be 2 or more."
+    message = refusal(common.check_range, 0, 1, args, "batch_size", "rate")
+    assert message == "error: --rate is nan; it must be from 0 to 1."
+
+
+def test_find_device_refuses_a_gpu_that_is_not_there(monkeypatch):
+    assert common.find_device("cpu").type == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert common.find_device("auto").type == "cpu"
+    assert "--device is cuda, and PyTorch finds no GPU" in refusal(common.find_device, "cuda")
+
+
+def test_ctrl_c_that_nothing_catches_ends_without_a_traceback():
+    def interrupted():
+        with common.exit_quietly():
+            raise KeyboardInterrupt
+
+    assert refusal(interrupted) == "interrupted"
 
 
 def test_plain_turns_paths_into_strings_only():

@@ -1,4 +1,4 @@
-"""The README against the code: flags, defaults, commands, metrics, tables, and how mistakes look on the command line."""
+"""The README against the code: flags, defaults, commands, metrics and tables; and mistakes on the command line."""
 
 import ast
 import dataclasses
