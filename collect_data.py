@@ -20,9 +20,10 @@ Differences from the paper and the released code, each with its reason:
     state of FetchPush names the gripper's place and velocities, which the task does not ask for.
  4. While training, half of the episodes command the task's goal and half a position that an earlier episode ended at.
     The released code commands the task's goal alone. Wider practice makes the value of more goals known.
- 5. Datasets hold roll-outs of saved checkpoints with sampled actions, as the paper says. The released code stored what
-    the evaluator played during training, with the policy's mode; on FetchReach, which always starts in the same state,
-    the mode gives one and the same episode again and again.
+ 5. Datasets hold roll-outs of saved checkpoints, as the paper says; the released code stored what the evaluator
+    played during training, with the policy's mode. Here each episode scales the policy's noise by a number of its
+    own, uniform in [0, 1]: the mode alone shows too few actions (on FetchReach, which always starts alike, it is one
+    and the same episode), and full noise alone hides that the mode gets stuck where noise happens to help.
  6. How often a checkpoint is rolled out depends on its measured success rate: weights proportional to
     exp(beta * rate), with beta such that the mixture succeeds at the wanted rate. The paper does not say how it
     got its 45 to 50 %.
@@ -426,13 +427,14 @@ def mixture(success_rates: list[float], target: float) -> np.ndarray:
 
 
 def roll_out(env: gym.Env, env_id: str, actor: Actor, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Play one episode with sampled actions; return observations [T + 1, D], actions [T, A] and successes [T + 1]."""
+    """Play one episode for the task's goal; return observations [T + 1, D], actions [T, A] and successes [T + 1]."""
     generator = torch.Generator().manual_seed(seed)
+    noise_scale = torch.rand((), generator=generator)
     goal = torch.tensor(common.TASKS[env_id].desired_goal)
     observation, info = env.reset(seed=seed)
     observations, actions, successes, truncated = [observation], [], [info["success"]], False
     while not truncated:
-        noise = torch.randn(env.action_space.shape[0], generator=generator)
+        noise = noise_scale * torch.randn(env.action_space.shape[0], generator=generator)
         with torch.inference_mode():
             action = actor.sample(torch.from_numpy(observation), goal, noise).numpy()
         observation, _, _, truncated, info = env.step(action)
