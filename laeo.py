@@ -61,7 +61,7 @@ class Args:
     """the random seed of networks, batches, held-out episodes and the choice of success examples"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to train; auto: on the GPU if there is one"""
-    gradient_steps: int = 20_000
+    gradient_steps: int = 10_000
     """training steps of critic and policy"""
     batch_size: int = 256
     """transitions in a batch; each one's future state is a negative for all others"""
@@ -73,15 +73,15 @@ class Args:
     """width of the two hidden layers in every network"""
     repr_dim: int = 64
     """length of the representations phi and psi"""
-    policy_objective: Literal["f", "exp_f", "log_exp_f"] = "f"
+    policy_objective: Literal["f", "exp_f", "log_exp_f"] = "log_exp_f"
     """what the policy maximises: the mean over the success examples of f or of e^f (the paper), or the latter's log"""
-    bc_coef: float = 0.5
+    bc_coef: float = 0.2
     """lambda, the weight of behavioural cloning; its complement weighs the value"""
     holdout_fraction: float = 0.05
     """share of the episodes that is never trained on, for the heldout metrics"""
     log_interval: int = 500
     """gradient steps between two lines of metrics"""
-    eval_interval: int = 10_000
+    eval_interval: int = 5_000
     """gradient steps between two evaluations, which leave the training as it is; 0: evaluate only at the end"""
     eval_episodes: int = 100
     """episodes of each evaluation, always the same starts"""

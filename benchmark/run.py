@@ -25,7 +25,10 @@ import common  # noqa: E402
 
 SEEDS = (0, 1, 2)
 SETTINGS = {  # FetchPush, 200 examples, seed 0: what the defaults were chosen from
-    "default": [],
+    "log_exp_f, 0.2 (default)": [],
+    "log_exp_f, 0.5": ["--bc-coef", "0.5"],
+    "f, 0.5 (released code)": ["--policy-objective", "f", "--bc-coef", "0.5"],
+    "exp_f, 0.05 (paper)": ["--policy-objective", "exp_f", "--bc-coef", "0.05"],
 }
 
 
@@ -47,7 +50,7 @@ def experiments() -> dict[str, dict[str, list[str]]]:
     }
 
 
-def play_randomly(env_id: str, run_dir: Path, episodes: int = 200) -> None:
+def play_randomly(env_id: str, run_dir: Path, episodes: int = 100) -> None:
     """Write a result.json of uniformly random actions, on the starts that every evaluation with seed 0 uses."""
     rng, env = np.random.default_rng(0), common.make_env(env_id)
     results = {"seed": [], "success": [], "final_success": [], "initial_success": []}
@@ -71,6 +74,7 @@ def main() -> None:
     )
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
+    parser.add_argument("--only", default="", help="run only those whose name contains this")
     parser.add_argument("--random", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--env-id", help=argparse.SUPPRESS)
     parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)
@@ -85,6 +89,8 @@ def main() -> None:
     for experiment in args.experiments or experiments():
         for name, command in experiments()[experiment].items():
             target = RESULTS / experiment / f"{name}.json"
+            if args.only not in name:
+                continue
             if args.list:
                 print("done " if target.exists() else "to do", experiment.ljust(9), "python", " ".join(command))
             elif not target.exists():
