@@ -333,6 +333,32 @@ class Log:
             self.writer.add_scalar(name, value, step)
 
 
+def write_result(
+    run_dir: Path, args: Any, dataset: Path, episodes: dict[str, list], seconds: dict[str, float]
+) -> dict[str, Any]:
+    """Write and return the result of a run, and print its success rate.
+
+    `episodes` holds the lists `seed`, `success`, `final_success` and `initial_success`, one entry per episode.
+    """
+    result = {
+        **success_statistics({name: flags for name, flags in episodes.items() if name != "seed"}),
+        "gradient_steps": args.gradient_steps,
+        "seconds": seconds,
+        "args": plain(args),
+        "dataset": {"path": str(dataset), "sha256": read_metadata(dataset)["sha256"]},
+        "versions": versions("torch", "numpy", "gymnasium", *find_task(args.env_id).simulator),
+        "episodes": episodes,
+    }
+    write_json(run_dir / "result.json", result)
+    low, high = result["success_interval"]
+    print(
+        f"{run_dir}: success rate {result['success_rate']:.2f} [{low:.2f}, {high:.2f}] over {len(episodes['seed'])} "
+        f"episodes, {result['final_success_rate']:.2f} at the last step; "
+        f"{result['initial_success_rate']:.2f} started solved"
+    )
+    return result
+
+
 @contextlib.contextmanager
 def catch_interrupt() -> Iterator[list[int]]:
     """Yield a list that receives Ctrl-C and SIGTERM, so that a loop can finish its step. A second one acts at once."""
@@ -366,6 +392,16 @@ def check_range(least: float, most: float, args: Any, *names: str) -> None:
         if not least <= value <= most:
             bounds = f"from {least} to {most}" if most < float("inf") else f"{least} or more"
             raise UserError(f"error: --{name.replace('_', '-')} is {value}; it must be {bounds}.")
+
+
+def check_training_flags(args: Any) -> None:
+    """Raise UserError for the first of the flags that all training scripts share that is out of its range."""
+    check_range(1, np.inf, args, "gradient_steps", "hidden_dim", "repr_dim", "log_interval", "eval_episodes")
+    check_range(0, np.inf, args, "learning_rate", "eval_interval")
+    check_range(2, np.inf, args, "batch_size")
+    check_range(0, 0.9, args, "holdout_fraction")
+    check_range(1e-6, 1 - 1e-6, args, "discount")
+    check_range(0, 2**32 - 1, args, "seed")
 
 
 def find_device(name: str) -> torch.device:

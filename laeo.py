@@ -313,13 +313,8 @@ def train(args: Args) -> dict:
         checkpoint = common.load_weights(args.resume / "checkpoint.pt")
         dataset = checkpoint["args"]["dataset"]
         args = Args(**{**checkpoint["args"], "run_dir": args.resume, "dataset": dataset and Path(dataset)})
-    common.check_range(1, np.inf, args, "gradient_steps", "hidden_dim", "repr_dim", "log_interval", "eval_episodes")
-    common.check_range(0, np.inf, args, "learning_rate", "eval_interval")
-    common.check_range(2, np.inf, args, "batch_size")
+    common.check_training_flags(args)
     common.check_range(0, 1, args, "bc_coef")
-    common.check_range(0, 0.9, args, "holdout_fraction")
-    common.check_range(1e-6, 1 - 1e-6, args, "discount")
-    common.check_range(0, 2**32 - 1, args, "seed")
     device = common.find_device(args.device)
     start_time, seconds = time.perf_counter(), {"data": 0.0, "training": 0.0, "evaluation": 0.0}
     path = common.find_dataset(args.env_id, args.quality, args.dataset)
@@ -337,8 +332,8 @@ def train(args: Args) -> dict:
     actor = Actor(mean, std, *sizes, weights_generator).to(device)
     critic = Critic(mean, std, *sizes, args.repr_dim, weights_generator).to(device)
     optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], args.learning_rate, eps=1e-7, fused=True)
-    generator = torch.Generator(device).manual_seed(args.seed)
-    log_generator = torch.Generator(device).manual_seed(args.seed)  # of its own: logging must not change the training
+    generator = torch.Generator(device).manual_seed(args.seed + 2**32)  # seeds are smaller: no two streams share one
+    log_generator = torch.Generator(device).manual_seed(args.seed + 2**33)  # logging must not change the training
     parts = {"actor": actor, "critic": critic, "optimizer": optimizer}
     streams = {"generator": generator, "log_generator": log_generator}
     first_step = 0
@@ -353,14 +348,15 @@ def train(args: Args) -> dict:
     run_dir = args.run_dir or Path("runs") / f"{args.env_id}__laeo__{args.seed}__{int(time.time())}"
     log = common.Log(run_dir, args, first_step, checkpoint["log_size"] if checkpoint else 0)
 
-    def evaluation(step: int) -> tuple[dict, dict]:
+    def evaluate_now(step: int) -> dict[str, list]:
         start_time = time.perf_counter()
         results = evaluate(actor, args.env_id, args.eval_episodes, args.seed, device)
-        statistics = common.success_statistics({name: results[name] for name in results if name != "seed"})
-        log.write(step, {f"eval/{name}": statistics[name] for name in ("success_rate", "final_success_rate")})
+        rates = {f"{name}_rate": float(np.mean(results[name])) for name in ("success", "final_success")}
+        log.write(step, {f"eval/{name}": rate for name, rate in rates.items()})
+        progress.set_postfix(rates)
         seconds["evaluation"] += time.perf_counter() - start_time
         seconds["training"] -= time.perf_counter() - start_time
-        return results, statistics
+        return results
 
     progress = tqdm(
         initial=first_step, total=args.gradient_steps, desc=f"LAEO on {args.env_id}", unit="step", mininterval=1
@@ -369,7 +365,7 @@ def train(args: Args) -> dict:
         start_time = time.perf_counter()
         for step in range(first_step, args.gradient_steps):
             if args.eval_interval and step % args.eval_interval == 0:
-                progress.set_postfix(success=evaluation(step)[1]["success_rate"])
+                evaluate_now(step)
             for group in optimizer.param_groups:  # a policy that still moves much is good or bad by the hour
                 group["lr"] = args.learning_rate * (1 - step / args.gradient_steps)
             batch = transitions.sample(args.batch_size, args.discount, generator)
@@ -391,26 +387,10 @@ def train(args: Args) -> dict:
                     torch.save(state, temporary)
             if interrupted:
                 raise common.UserError(f"interrupted at step {step + 1}; go on with: python laeo.py --resume {run_dir}")
-    progress.close()
-    results, statistics = evaluation(args.gradient_steps)
+    results = evaluate_now(args.gradient_steps)
     seconds["training"] += time.perf_counter() - start_time
-    result = {
-        **statistics,
-        "gradient_steps": args.gradient_steps,
-        "seconds": seconds,
-        "device": str(device),
-        "dataset": {"path": str(path), "sha256": common.read_metadata(path)["sha256"]},
-        "args": common.plain(args),
-        "versions": common.versions("torch", "numpy", "gymnasium", *common.find_task(args.env_id).simulator),
-        "episodes": results,
-    }
-    common.write_json(run_dir / "result.json", result)
-    low, high = result["success_interval"]
-    print(
-        f"{run_dir}: success rate {result['success_rate']:.2f} [{low:.2f}, {high:.2f}], "
-        f"{result['final_success_rate']:.2f} at the last step; {result['initial_success_rate']:.2f} started solved"
-    )
-    return result
+    progress.close()
+    return common.write_result(run_dir, args, path, results, seconds)
 
 
 if __name__ == "__main__":

@@ -70,11 +70,13 @@ def examples_table() -> str:
 
 def settings_table() -> str:
     """What the defaults were chosen from: FetchPush, 200 examples, one seed."""
-    lines = ["| setting | steps | any step | last step | minutes |", "|---|---|---|---|---|"]
-    for name, run in load("settings").items():
+    lines = ["| objective | bc_coef | | any step | last step | minutes |", "|---|---|---|---|---|---|"]
+    runs = {"default": load("state")["FetchPush-0"], **load("settings")}
+    for name, run in runs.items():
+        note = {"default": "default", "f-0.5-released-code": "released code", "exp_f-0.05-paper": "paper"}.get(name, "")
         lines.append(
-            f"| {name} | {run['gradient_steps']:,} | {run['success_rate']:.2f} | {run['final_success_rate']:.2f} "
-            f"| {minutes([run])} |"
+            f"| {run['args']['policy_objective']} | {run['args']['bc_coef']} | {note} | {rate([run], 'success')} "
+            f"| {rate([run], 'final_success')} | {minutes([run])} |"
         )
     return "\n".join(lines)
 

@@ -24,11 +24,10 @@ sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
 
 SEEDS = (0, 1, 2)
-SETTINGS = {  # FetchPush, 200 examples, seed 0: what the defaults were chosen from
-    "log_exp_f, 0.2 (default)": [],
-    "log_exp_f, 0.5": ["--bc-coef", "0.5"],
-    "f, 0.5 (released code)": ["--policy-objective", "f", "--bc-coef", "0.5"],
-    "exp_f, 0.05 (paper)": ["--policy-objective", "exp_f", "--bc-coef", "0.05"],
+SETTINGS = {  # FetchPush, 200 examples, seed 0: what the defaults, state/FetchPush-0, were chosen from
+    "log_exp_f-0.5": ["--bc-coef", "0.5"],
+    "f-0.5-released-code": ["--policy-objective", "f", "--bc-coef", "0.5"],
+    "exp_f-0.05-paper": ["--policy-objective", "exp_f", "--bc-coef", "0.05"],
 }
 
 
@@ -42,7 +41,7 @@ def experiments() -> dict[str, dict[str, list[str]]]:
     }
     settings = {name: ["--env-id", "FetchPush", *flags] for name, flags in SETTINGS.items()}
     random = {env_id: ["--env-id", env_id] for env_id in common.TASKS}
-    script = {"random": [__file__, "--random"]}
+    script = {"random": ["benchmark/run.py", "--random"]}
     runs = {"state": state, "examples": examples, "settings": settings, "random": random}
     return {
         experiment: {name: [*script.get(experiment, ["laeo.py"]), *flags] for name, flags in named.items()}
