@@ -9,7 +9,6 @@ from pathlib import Path
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # mujoco reads it when it is imported
 import mujoco
-import numpy as np
 import torch
 from PIL import Image
 
@@ -19,7 +18,7 @@ import laeo
 
 CAMERAS = {  # what to look at (metres), from how far, from which side (degrees), from how high (degrees)
     "FetchReach": ((1.3, 0.55, 0.65), 1.5, 130, -20),
-    "FetchPush": ((1.35, 0.78, 0.45), 0.85, 130, -35),
+    "FetchPush": ((1.33, 0.82, 0.43), 0.8, 205, -35),
     "SawyerWindowOpen": ((0.05, 0.65, 0.2), 1.2, 130, -25),
     "SawyerDrawerClose": ((0.0, 0.65, 0.15), 1.2, 140, -30),
 }
@@ -38,9 +37,10 @@ def main(run_dir: Path, output: Path, episodes: int = 4, size: int = 240) -> Non
     camera.lookat[:] = lookat
     camera.distance, camera.azimuth, camera.elevation = CAMERAS[args["env_id"]][1:]
     renderer, frames = mujoco.Renderer(inner.model, size, size), []
-    if args["env_id"] == "FetchPush":  # the goal, a site that the environment places only in its own rendering
+    if args["env_id"].startswith("Fetch"):  # show the goal, which the environment does only in its own rendering
+        inner.model.geom_rgba[1:5, 3] = 0  # and not the axes of the body that moves the gripper
         site = mujoco.mj_name2id(inner.model, mujoco.mjtObj.mjOBJ_SITE, "target0")
-        inner.model.site_pos[site] = np.array(common.TASKS["FetchPush"].desired_goal)
+        inner.model.site_pos[site] += common.TASKS[args["env_id"]].desired_goal - inner.data.site_xpos[site]
     for episode in range(episodes):
         observation, _ = env.reset(seed=common.episode_seed("evaluation", args["seed"], episode))
         truncated, t, after = False, 0, 0

@@ -44,8 +44,8 @@ def state_table() -> str:
     datasets = json.loads((RESULTS / "datasets.json").read_text())
     lines = [
         "| task | LAEO, any step | each seed | LAEO, last step | dataset, any / last step | random actions "
-        "| solved starts | training, minutes |",
-        "|---|---|---|---|---|---|---|---|",
+        "| solved starts | steps | training, minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for env_id in common.TASKS:
         mine = [run for name, run in runs.items() if name.rsplit("-", 1)[0] == env_id]
@@ -53,7 +53,8 @@ def state_table() -> str:
         lines.append(
             f"| {env_id} | **{rate(mine, 'success')}** | {seeds(mine)} | {rate(mine, 'final_success')} "
             f"| {data['success_rate']:.3f} / {data['final_success_rate']:.3f} | {random[env_id]['success_rate']:.3f} "
-            f"| {np.mean([run['initial_success_rate'] for run in mine]):.3f} | {minutes(mine)} |"
+            f"| {np.mean([run['initial_success_rate'] for run in mine]):.3f} | {mine[0]['gradient_steps']:,} "
+            f"| {minutes(mine)} |"
         )
     return "\n".join(lines)
 
