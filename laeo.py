@@ -329,13 +329,15 @@ def train(args: Args) -> dict:
     examples = torch.from_numpy(data.success_examples).to(device)
 
     mean, std = transitions.states.mean(0).cpu(), transitions.states.std(0).cpu().clamp(min=1e-3)  # some never move
-    weights_generator = torch.Generator().manual_seed(args.seed)  # on the CPU: the same weights on every device
+    # PyTorch's generator on the CPU reads 32 bits of a seed, so three such numbers make three streams.
+    seeds = np.random.SeedSequence([common.STREAMS.index("training"), args.seed]).generate_state(3).tolist()
+    weights_generator = torch.Generator().manual_seed(seeds[0])  # on the CPU: the same weights on every device
     sizes = transitions.actions.shape[1], args.hidden_dim
     actor = Actor(mean, std, *sizes, weights_generator).to(device)
     critic = Critic(mean, std, *sizes, args.repr_dim, weights_generator).to(device)
     optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], args.learning_rate, eps=1e-7, fused=True)
-    generator = torch.Generator(device).manual_seed(args.seed + 2**32)  # seeds are smaller: no two streams share one
-    log_generator = torch.Generator(device).manual_seed(args.seed + 2**33)  # logging must not change the training
+    generator = torch.Generator(device).manual_seed(seeds[1])
+    log_generator = torch.Generator(device).manual_seed(seeds[2])  # of its own: logging must not change the training
     parts = {"actor": actor, "critic": critic, "optimizer": optimizer}
     streams = {"generator": generator, "log_generator": log_generator}
     first_step = 0
