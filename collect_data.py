@@ -88,6 +88,10 @@ class Args:
     """with --train: width of the two hidden layers in every network"""
     repr_dim: int = 64
     """with --train: length of the representations phi and psi"""
+    random_goals: float = 0.0
+    """with --train: share of the actor's batch whose goal is another row's instead of its own future"""
+    entropy_coefficient: float | None = None
+    """with --train: fixed weight of the policy's entropy; adapted to --target-entropy if not given"""
     target_entropy: float = 0.0
     """with --train: the entropy that the entropy coefficient is adapted to, in nats"""
     calibration_episodes: int = 200
@@ -297,6 +301,8 @@ def update(
     loss = critic_loss(critic.phi(observation, action), psi)
     loss.backward(inputs=list(critic.parameters()))
 
+    other = (torch.arange(len(goal)) < round(args.random_goals * len(goal)))[:, None]  # rows with another row's goal
+    goal, psi = torch.where(other, goal.roll(1, 0), goal), torch.where(other, psi.roll(1, 1), psi)
     noise = torch.randn(action.shape, generator=generator)
     mean, std = actor(observation, goal)
     x = mean + std * noise
@@ -305,8 +311,9 @@ def update(
     loss = actor_loss(phi, psi.detach(), log_prob, log_alpha.detach().exp())
     loss.backward(inputs=list(actor.parameters()))
 
-    loss = log_alpha.exp() * (-log_prob.detach() - args.target_entropy).mean()
-    loss.backward()
+    if args.entropy_coefficient is None:
+        loss = log_alpha.exp() * (-log_prob.detach() - args.target_entropy).mean()
+        loss.backward()
     optimizer.step()
 
 
@@ -327,7 +334,8 @@ def train_agent(args: Args) -> dict:
 
     actor = Actor(*sizes, args.hidden_dim, generator)
     critic = Critic(*sizes, args.hidden_dim, args.repr_dim, generator)
-    log_alpha = torch.zeros((), requires_grad=True)
+    alpha = torch.tensor(1.0 if args.entropy_coefficient is None else args.entropy_coefficient)
+    log_alpha = alpha.log().requires_grad_()
     optimizer = torch.optim.Adam([*critic.parameters(), *actor.parameters(), log_alpha], args.learning_rate, eps=1e-7)
     states = replay.observations[: replay.size].flatten(0, 1)
     mean, std = states.mean(0), states.std(0).clamp(min=1e-3)  # do not blow up a coordinate that hardly moves
@@ -344,18 +352,21 @@ def train_agent(args: Args) -> dict:
     # Learning is fast at first: checkpoints after 1/512, ..., 1/2 and all of the gradient steps, and an untrained one.
     save_at = {0} | {-(-total // 2**k) for k in range(NUM_CHECKPOINTS)}
     checkpoints: list[dict] = []
+    done = 0  # gradient steps
     progress = tqdm(total=total, desc=f"training on {args.env_id}", unit="gradient step", mininterval=2)
 
     def learn(gradient_steps: int, env_steps: int) -> None:
+        nonlocal done
         for _ in range(gradient_steps):
-            if progress.n in save_at:
+            if done in save_at:
                 # Weights in float16 are half as large and act alike; means and standard deviations keep their range.
                 weights = {k: v.half() if "net" in k else v.clone() for k, v in actor.state_dict().items()}
-                checkpoints.append({"env_steps": env_steps, "gradient_steps": progress.n, "actor": weights})
-            if progress.n < total:
+                checkpoints.append({"env_steps": env_steps, "gradient_steps": done, "actor": weights})
+            if done < total:
                 batch = replay.sample(args.batch_size, args.discount, generator)
                 update(batch, actor, critic, log_alpha, optimizer, args, generator)
                 progress.update()
+                done += 1
 
     learn(warmup, 0)
     recent: list[bool] = []
@@ -371,7 +382,6 @@ def train_agent(args: Args) -> dict:
             with torch.no_grad():
                 action = actor.sample(torch.from_numpy(observation), goal, noise).numpy()
             observation, _, _, _, info = envs.step(action)
-            observation = observation.copy()
             observations.append(observation)
             actions.append(action)
             success |= info["success"].astype(bool)
@@ -379,13 +389,13 @@ def train_agent(args: Args) -> dict:
         replay.add(np.stack(observations, 1), np.stack(actions, 1))
         recent = (recent + list(success[: num_envs // 2]))[-20:]
         progress.set_postfix(success=f"{np.mean(recent):.2f}", alpha=f"{log_alpha.exp().item():.3f}")
-    learn(1, args.train_steps)  # the last checkpoint
+    learn(1, rounds * steps * num_envs)  # the last checkpoint
     envs.close()
     progress.close()
     return {
         "env_id": args.env_id,
         "checkpoints": checkpoints,
-        "args": common.plain(args),
+        "args": {k: v for k, v in common.plain(args).items() if k not in ("output", "behavior_dir")},
         "versions": common.versions("torch", "gymnasium", *task.simulator),
         "seed_episodes_success_rate": seed_rate,
         "train_seconds": time.time() - start_time,
@@ -447,8 +457,12 @@ def roll_out(env: gym.Env, env_id: str, actor: Actor, seed: int) -> tuple[np.nda
 _worker: dict = {}  # what each process of the pool keeps: its environment, its policies and the arrays it writes to
 
 
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def start_worker(env_id: str, checkpoints: list[dict], directory: Path | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
     torch.set_num_threads(1)
     names = ("observations", "actions", "successes") if directory is not None else ()
     arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r+") for name in names}
@@ -471,9 +485,14 @@ def run_episodes(
 ) -> np.ndarray:
     """Play all jobs (episode, checkpoint, seed) in parallel; return [total, 4], the columns of `run_episode`."""
     results = np.zeros((total, 4), int)
-    # Spawned, not forked: a fork copies the locks of PyTorch's threads, and not the threads.
     initial = (args.env_id, checkpoints, directory)
-    with multiprocessing.get_context("spawn").Pool(args.num_workers or os.cpu_count(), start_worker, initial) as pool:
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the workers: Ctrl-C is this process's, which ends them
+    try:
+        # Spawned, not forked: a fork copies the locks of PyTorch's threads, and not the threads.
+        pool = multiprocessing.get_context("spawn").Pool(args.num_workers or num_cores(), start_worker, initial)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    with pool:
         played = pool.imap(run_episode, jobs, chunksize=4)
         for i, result in enumerate(tqdm(played, total=total, desc=label, unit="episode", mininterval=1)):
             results[i] = result
@@ -564,22 +583,27 @@ def collect(args: Args) -> dict:
     common.find_task(args.env_id)
     common.check_quality(args.quality)
     common.check_range(1, np.inf, args, "num_episodes", "train_steps", "calibration_episodes", "hidden_dim", "repr_dim")
-    common.check_range(0, np.inf, args, "num_workers", "seed_episodes", "warmup_steps", "learning_rate")
+    common.check_range(0, np.inf, args, "num_workers", "seed_episodes", "warmup_steps")
+    common.check_range(0, 1, args, "learning_rate", "random_goals")
     common.check_range(2, np.inf, args, "batch_size", "num_envs")
     common.check_range(1e-6, 1 - 1e-6, args, "discount")
     common.check_range(0, 2**32 - 1, args, "seed")
+    if args.entropy_coefficient is not None:
+        common.check_range(0, np.inf, args, "entropy_coefficient")
     output = args.output or Path("datasets") / f"{args.env_id}-{args.quality}"
     if output.exists() and not args.overwrite:
         raise common.UserError(f"error: {output} exists; add --overwrite to replace it, or choose another --output.")
     if output.exists() and not (output / "metadata.json").exists():
         raise common.UserError(f"error: {output} is not a dataset, so it is not replaced; choose another --output.")
     behavior_path = args.behavior_dir / f"{args.env_id}.pt"
+    for directory in (output.parent, args.behavior_dir) if args.train else ():  # better now than after the training
+        with common.explain_os_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
     try:
         if args.train:
             behavior = train_agent(args)
             calibrate(args, behavior["checkpoints"])
-            with common.write_file(behavior_path) as temporary:
-                torch.save(behavior, temporary)
+            common.save_weights(behavior_path, behavior)
             print(f"trained in {behavior['train_seconds']:.0f} s; wrote {behavior_path}")
         metadata = write_dataset(args, behavior_path, output)
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ import difflib
 import errno
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import shutil
@@ -254,6 +255,7 @@ def explain_os_errors(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def write_directory(path: Path) -> Iterator[Path]:
     """Yield an empty directory beside `path` that takes its place when the block ends, and vanishes when it fails."""
+    path = path.resolve()
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     with explain_os_errors(path):
         try:
@@ -291,6 +293,14 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
     return array
 
 
+def save_weights(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values, whole or not at all, for `load_weights`."""
+    buffer = io.BytesIO()  # torch.save reports a full disk as a RuntimeError
+    torch.save(content, buffer)
+    with write_file(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     with write_file(path) as temporary:
@@ -311,22 +321,30 @@ def load_weights(path: Path) -> dict[str, Any]:
 class Log:
     """Metrics of a run, as one JSON object per line in `metrics.jsonl` and as TensorBoard scalars.
 
-    A run that is resumed at `first_step` keeps the first `size` bytes of the file.
+    A run that is resumed at `first_step` keeps the first `size` bytes of the file. Raises UserError if the directory
+    holds another run.
     """
 
     def __init__(self, run_dir: Path, args: Any, first_step: int = 0, size: int = 0):
         self.path = run_dir / "metrics.jsonl"
         with explain_os_errors(run_dir):
+            if first_step == 0 and self.path.exists():
+                raise UserError(
+                    f"error: {run_dir} holds a run already; choose another --run-dir, or --resume that one."
+                )
             run_dir.mkdir(parents=True, exist_ok=True)
             # A run that goes on from a checkpoint writes again what came after it.
             with open(self.path, "ab") as file:
                 file.truncate(min(size, file.tell()))
-            self.writer = SummaryWriter(str(run_dir), purge_step=first_step)
+            self.writer = SummaryWriter(str(run_dir), purge_step=first_step + 1 if first_step else None)
         table = "\n".join(f"|{name}|{value}|" for name, value in vars(args).items())
         self.writer.add_text("flags", f"|flag|value|\n|-|-|\n{table}")
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Add the metrics of one step."""
+        """Add the metrics of one step. Raises UserError if one of them is not finite."""
+        for name, value in metrics.items():
+            if not np.isfinite(value):
+                raise UserError(f"error: {name} is {value} at step {step}; try a smaller --learning-rate.")
         with explain_os_errors(self.path), open(self.path, "a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
         for name, value in metrics.items():
@@ -334,18 +352,19 @@ class Log:
 
 
 def write_result(
-    run_dir: Path, args: Any, dataset: Path, episodes: dict[str, list], seconds: dict[str, float]
+    run_dir: Path, args: Any, dataset: dict[str, Any], episodes: dict[str, list], seconds: dict[str, float]
 ) -> dict[str, Any]:
     """Write and return the result of a run, and print its success rate.
 
-    `episodes` holds the lists `seed`, `success`, `final_success` and `initial_success`, one entry per episode.
+    `dataset` is its metadata; `episodes` holds the lists `seed`, `success`, `final_success` and `initial_success`, one
+    entry per episode.
     """
     result = {
         **success_statistics({name: flags for name, flags in episodes.items() if name != "seed"}),
         "gradient_steps": args.gradient_steps,
         "seconds": seconds,
         "args": plain(args),
-        "dataset": {"path": str(dataset), "sha256": read_metadata(dataset)["sha256"]},
+        "dataset": dataset["sha256"],
         "versions": versions("torch", "numpy", "gymnasium", *find_task(args.env_id).simulator),
         "episodes": episodes,
     }
@@ -368,6 +387,7 @@ def catch_interrupt() -> Iterator[list[int]]:
 
     def receive(kind: int, _: Any) -> None:
         received.append(kind)
+        print("\nfinishing this step; once more to stop at once", file=sys.stderr)
         for kind, handler in zip(kinds, before):
             signal.signal(kind, handler)
 
@@ -397,7 +417,8 @@ def check_range(least: float, most: float, args: Any, *names: str) -> None:
 def check_training_flags(args: Any) -> None:
     """Raise UserError for the first of the flags that all training scripts share that is out of its range."""
     check_range(1, np.inf, args, "gradient_steps", "hidden_dim", "repr_dim", "log_interval", "eval_episodes")
-    check_range(0, np.inf, args, "learning_rate", "eval_interval")
+    check_range(0, np.inf, args, "eval_interval")
+    check_range(0, 1, args, "learning_rate")
     check_range(2, np.inf, args, "batch_size")
     check_range(0, 0.9, args, "holdout_fraction")
     check_range(1e-6, 1 - 1e-6, args, "discount")
@@ -461,10 +482,13 @@ def find_dataset(env_id: str, quality: str, dataset: Path | None = None) -> Path
     if not path.exists():
         command = ["collect_data.py", "--env-id", env_id, "--quality", quality]
         print(f"There is no dataset {path} yet; making it with: python {' '.join(command)}", flush=True)
+        process = subprocess.Popen([sys.executable, str(Path(__file__).with_name(command[0])), *command[1:]])
         try:
-            subprocess.run([sys.executable, str(Path(__file__).with_name(command[0])), *command[1:]], check=True)
-        except (subprocess.CalledProcessError, KeyboardInterrupt):
-            raise UserError(f"error: the dataset {path} was not made; the message above says why.") from None
+            status = process.wait()
+        except KeyboardInterrupt:  # which reaches the other process too; it needs a moment to leave nothing behind
+            status = process.wait()
+        if status != 0:
+            raise UserError(f"error: the dataset {path} was not made; the message above says why.")
     return path
 
 

@@ -33,7 +33,7 @@ Differences from the paper and from the released code, each with its reason:
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -60,7 +60,7 @@ class Args:
     num_success: int = 200
     """how many success examples the method sees"""
     seed: int = 0
-    """the random seed of networks, batches, held-out episodes and the choice of success examples"""
+    """the random seed of networks, batches, held-out episodes, the choice of success examples and evaluation starts"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to train; auto: on the GPU if there is one"""
     gradient_steps: int = 10_000
@@ -80,13 +80,13 @@ class Args:
     bc_coef: float = 0.2
     """lambda, the weight of behavioural cloning; its complement weighs the value"""
     holdout_fraction: float = 0.05
-    """share of the episodes that is never trained on, for the heldout metrics"""
+    """share of the episodes, at least one, that is never trained on, for the heldout metrics"""
     log_interval: int = 500
     """gradient steps between two lines of metrics"""
     eval_interval: int = 5_000
     """gradient steps between two evaluations, which leave the training as it is; 0: evaluate only at the end"""
     eval_episodes: int = 100
-    """episodes of each evaluation, always the same starts"""
+    """episodes of each evaluation, with the same starts each time"""
     run_dir: Path | None = None
     """where results go; runs/ENV_ID__laeo__SEED__TIME if not given"""
     resume: Path | None = None
@@ -318,12 +318,18 @@ def train(args: Args) -> dict:
     common.check_training_flags(args)
     common.check_range(0, 1, args, "bc_coef")
     device = common.find_device(args.device)
+    args = replace(args, device=device.type)  # a run that is resumed goes on where it was
     start_time, seconds = time.perf_counter(), {"data": 0.0, "training": 0.0, "evaluation": 0.0}
     path = common.find_dataset(args.env_id, args.quality, args.dataset)
+    metadata = common.read_metadata(path)
+    if checkpoint is not None and checkpoint["dataset"] != metadata["sha256"]:
+        raise common.UserError(
+            f"error: {path} is no longer the dataset that {args.run_dir} was trained on; start anew."
+        )
     rng = np.random.default_rng([args.seed, common.STREAMS.index("training")])
     data = common.load_dataset(path, args.env_id, args.num_success, rng, args.allow_version_mismatch)
     episodes = rng.permutation(len(data.lengths))
-    num_heldout = max(1, round(args.holdout_fraction * len(episodes)))
+    num_heldout = min(max(1, round(args.holdout_fraction * len(episodes))), len(episodes) - 1)
     transitions = Transitions(data, episodes[num_heldout:], device)
     heldout = Transitions(data, episodes[:num_heldout], device)
     examples = torch.from_numpy(data.success_examples).to(device)
@@ -386,15 +392,14 @@ def train(args: Args) -> dict:
                 state = {name: part.state_dict() for name, part in parts.items()}
                 state |= {name: stream.get_state() for name, stream in streams.items()}
                 state |= {"args": common.plain(args), "step": step + 1, "seconds": seconds}
-                state["log_size"] = log.path.stat().st_size
-                with common.write_file(run_dir / "checkpoint.pt") as temporary:
-                    torch.save(state, temporary)
+                state |= {"log_size": log.path.stat().st_size, "dataset": metadata["sha256"]}
+                common.save_weights(run_dir / "checkpoint.pt", state)
             if interrupted:
                 raise common.UserError(f"interrupted at step {step + 1}; go on with: python laeo.py --resume {run_dir}")
-    results = evaluate_now(args.gradient_steps)
+        results = evaluate_now(args.gradient_steps)
     seconds["training"] += time.perf_counter() - start_time
     progress.close()
-    return common.write_result(run_dir, args, path, results, seconds)
+    return common.write_result(run_dir, args, metadata, results, seconds)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,25 @@ def test_each_loss_reaches_only_its_own_network():
     assert log_alpha.grad.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_random_goals_are_those_of_other_rows():
+    """With a share of 0.5, the first half of the actor's goals is rolled by one row, and their representations too."""
+    generator = torch.Generator().manual_seed(3)
+    actor = collect_data.Actor(4, 3, 2, 16, generator)
+    critic = collect_data.Critic(4, 3, 2, 16, 8, generator)
+    log_alpha = torch.tensor(float("-inf"), requires_grad=True)
+    batch = tuple(torch.randn(8, n, generator=generator) for n in (4, 2, 3))
+    optimizer = torch.optim.SGD([*actor.parameters(), *critic.parameters(), log_alpha], lr=0.0)
+    args = collect_data.Args(random_goals=0.5, entropy_coefficient=0.0)
+    collect_data.update(batch, actor, critic, log_alpha, optimizer, args, torch.Generator().manual_seed(4))
+    observation, _, goal = batch
+    goal = torch.cat([goal[-1:], goal[:3], goal[4:]])
+    noise = torch.randn(8, 2, generator=torch.Generator().manual_seed(4))
+    value = (critic.phi(observation, actor.sample(observation, goal, noise)) * critic.psi(goal)).sum(-1).amin(0)
+    for parameter, gradient in zip(actor.parameters(), torch.autograd.grad(-value.mean(), list(actor.parameters()))):
+        torch.testing.assert_close(parameter.grad, gradient)
+    assert log_alpha.grad is None  # a fixed coefficient stays
+
+
 # ------------------------------------------------------------------------------------------------------------ the agent
 
 
@@ -225,6 +244,13 @@ def test_shipped_policies_can_make_both_qualities(env_id):
 
 def test_shipped_policies_are_small():
     assert sum(path.stat().st_size for path in (SCRIPT.parent / "behavior").glob("*.pt")) < 15e6
+
+
+def test_shipped_policies_say_how_they_were_made_and_not_where():
+    for env_id in common.TASKS:
+        args = common.load_weights(SCRIPT.parent / "behavior" / f"{env_id}.pt")["args"]
+        assert args["env_id"] == env_id and args["train"] is True and args["seed"] == 0
+        assert not {"output", "behavior_dir"} & set(args)
 
 
 @pytest.mark.parametrize("env_id", common.TASKS)

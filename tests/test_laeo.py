@@ -2,7 +2,11 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -424,13 +428,39 @@ def test_heldout_episodes_are_never_trained_on(reach_dataset, tmp_path, monkeypa
     assert not trained & heldout and len(heldout) == 10 and len(trained | heldout) == 40
 
 
-def test_evaluation_is_the_same_every_time_and_apart_from_training(reach_dataset):
-    actor, _ = make_networks(10, 4)
-    one = laeo.evaluate(actor, "FetchReach", 2, 0, torch.device("cpu"))
-    other = laeo.evaluate(actor, "FetchReach", 2, 0, torch.device("cpu"))
-    assert one == other
-    training = {common.episode_seed(stream, 0, i) for stream in ("training", "dataset") for i in range(1000)}
-    assert not training & set(one["seed"])
+def test_evaluation_is_the_same_every_time_and_its_starts_are_its_own():
+    actor, _ = make_networks(6, 4)
+    one = laeo.evaluate(actor, "SawyerWindowOpen", 12, 0, torch.device("cpu"))
+    assert one == laeo.evaluate(actor, "SawyerWindowOpen", 12, 0, torch.device("cpu"))
+    env, starts = common.make_env("SawyerWindowOpen"), []
+    for episode, seed in enumerate(one["seed"]):
+        assert seed == common.episode_seed("evaluation", 0, episode)
+        observation, info = env.reset(seed=seed)
+        starts.append(observation[3])
+        assert info["success"] == one["initial_success"][episode]
+    assert len(set(starts)) == 12
+    other = {
+        common.episode_seed(stream, 0, i) for stream in ("training", "dataset", "calibration") for i in range(1000)
+    }
+    assert not other & set(one["seed"])
+
+
+def test_weights_batches_and_metrics_draw_from_different_streams(reach_dataset, tmp_path, monkeypatch):
+    """PyTorch's generator on the CPU reads 32 bits of a seed, so that seeds 0 and 2**32 would be one stream."""
+    draws = []  # what each generator would draw next, at every use
+
+    def remember(function, generator_of):
+        def remembering(*args):
+            draws.append(tuple(torch.rand(4, generator=generator_of(args).clone_state()).tolist()))
+            return function(*args)
+
+        return remembering
+
+    monkeypatch.setattr(laeo.Transitions, "sample", remember(laeo.Transitions.sample, lambda args: args[3]))
+    monkeypatch.setattr(laeo, "mlp", remember(laeo.mlp, lambda args: args[1]))
+    laeo.train(small_args(reach_dataset, tmp_path / "run", gradient_steps=10))
+    assert len(draws) == 5 + 10 + 2  # networks, training batches, batches of metrics
+    assert len(set(draws)) == len(draws)
 
 
 def test_a_method_cannot_reach_rewards_or_success_flags():
@@ -475,6 +505,57 @@ def test_mistakes_get_one_sentence(reach_dataset, tmp_path, flags, message):
         laeo.train(args)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_full_disk_while_writing_a_checkpoint_gets_one_sentence(reach_dataset, tmp_path):
+    """A limit on the size of files stands for a full disk: metrics fit, a checkpoint does not."""
+    command = [sys.executable, laeo.__file__, "--env-id", "FetchReach", "--dataset", str(reach_dataset)]
+    command += [
+        "--gradient-steps",
+        "5",
+        "--eval-interval",
+        "0",
+        "--eval-episodes",
+        "1",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))  # noqa: E731
+    process = subprocess.run(command, stderr=subprocess.PIPE, text=True, preexec_fn=limit, timeout=120)
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1].startswith(f"error: cannot write {tmp_path / 'run' / 'checkpoint.pt'}: ")
+    assert "Traceback" not in process.stderr
+    assert not [path for path in (tmp_path / "run").iterdir() if "checkpoint" in path.name]
+
+
+def test_run_directory_is_not_used_twice(reach_dataset, tmp_path):
+    args = small_args(reach_dataset, tmp_path / "run", gradient_steps=2)
+    laeo.train(args)
+    before = (tmp_path / "run" / "result.json").read_bytes()
+    with pytest.raises(common.UserError, match="run holds a run already"):
+        laeo.train(args)
+    assert (tmp_path / "run" / "result.json").read_bytes() == before
+
+
+def test_run_is_not_resumed_on_other_data(reach_dataset, tmp_path):
+    shutil.copytree(reach_dataset, tmp_path / "data")
+    laeo.train(small_args(tmp_path / "data", tmp_path / "run", gradient_steps=2))
+    metadata = json.loads((tmp_path / "data" / "metadata.json").read_text())
+    metadata["sha256"]["actions"] = "0" * 64
+    (tmp_path / "data" / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(common.UserError, match="no longer the dataset"):
+        laeo.train(laeo.Args(resume=tmp_path / "run"))
+
+
+def test_training_that_diverges_says_so(reach_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(laeo, "measure", lambda *_: {"critic_loss": float("nan")})
+    with pytest.raises(common.UserError, match="train/critic_loss is nan at step 10; try a smaller --learning-rate"):
+        laeo.train(small_args(reach_dataset, tmp_path / "run"))
+
+
+def test_at_least_one_episode_is_trained_on_and_one_held_out(reach_dataset, tmp_path):
+    result = laeo.train(small_args(reach_dataset, tmp_path / "run", gradient_steps=1, holdout_fraction=0.0))
+    assert result["gradient_steps"] == 1
 
 
 def test_unwritable_run_directory_gets_one_sentence(reach_dataset, tmp_path):

@@ -122,9 +122,20 @@ def test_mistake_on_the_command_line_is_one_sentence_and_a_failure(tmp_path):
 
 
 def test_missing_dataset_is_made_by_the_printed_command(tmp_path, monkeypatch, capsys):
+    """With a stand-in for the process that is started: the real one takes minutes, and the first command runs it."""
+    started = []
+
+    class Process:
+        def __init__(self, command):
+            started.append(command)
+
+        def wait(self):
+            return len(started) - 1  # the second one fails
+
     monkeypatch.chdir(tmp_path)
-    ran = []
-    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command))
+    monkeypatch.setattr(subprocess, "Popen", Process)
     assert common.find_dataset("FetchPush", "hard") == Path("datasets/FetchPush-hard")
     assert "python collect_data.py --env-id FetchPush --quality hard" in capsys.readouterr().out
-    assert ran == [[sys.executable, str(ROOT / "collect_data.py"), "--env-id", "FetchPush", "--quality", "hard"]]
+    assert started == [[sys.executable, str(ROOT / "collect_data.py"), "--env-id", "FetchPush", "--quality", "hard"]]
+    with pytest.raises(common.UserError, match="was not made"):
+        common.find_dataset("FetchPush", "hard")
