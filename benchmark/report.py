@@ -22,7 +22,7 @@ def load(experiment: str) -> dict[str, dict]:
 
 
 def rate(runs: list[dict], kind: str) -> str:
-    """Format the rate of all episodes of some runs, with its interval and, for several seeds, each seed's rate."""
+    """Format the rate of all episodes of some runs with its interval."""
     values = np.concatenate([run["episodes"][kind] for run in runs])
     low, high = common.wilson_interval(int(values.sum()), len(values))
     return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
@@ -41,7 +41,7 @@ def minutes(runs: list[dict]) -> str:
 def state_table() -> str:
     """LAEO on the state tasks, beside random actions and the dataset's own episodes."""
     runs, random = load("state"), load("random")
-    datasets = json.loads((RESULTS / "datasets.json").read_text())
+    datasets = load("data")
     lines = [
         "| task | LAEO, any step | each seed | LAEO, last step | dataset, any / last step | random actions "
         "| solved starts | steps | training, minutes |",
@@ -49,7 +49,7 @@ def state_table() -> str:
     ]
     for env_id in common.TASKS:
         mine = [run for name, run in runs.items() if name.rsplit("-", 1)[0] == env_id]
-        data = datasets[f"{env_id}-medium"]
+        data = datasets[env_id]
         lines.append(
             f"| {env_id} | **{rate(mine, 'success')}** | {seeds(mine)} | {rate(mine, 'final_success')} "
             f"| {data['success_rate']:.3f} / {data['final_success_rate']:.3f} | {random[env_id]['success_rate']:.3f} "
@@ -64,32 +64,37 @@ def examples_table() -> str:
     few, many = load("examples"), load("state")
     lines = ["| success examples | any step | each seed | last step |", "|---|---|---|---|"]
     for n in (200, 10, 1):
-        mine = [many[f"FetchPush-{s}"] for s in range(3)] if n == 200 else [few[f"FetchPush-{n}-{s}"] for s in range(3)]
+        name = "FetchPush-" if n == 200 else f"FetchPush-{n}-"
+        mine = [run for run_name, run in {**many, **few}.items() if re.fullmatch(name + r"\d", run_name)]
         lines.append(f"| {n} | {rate(mine, 'success')} | {seeds(mine)} | {rate(mine, 'final_success')} |")
     return "\n".join(lines)
 
 
 def settings_table() -> str:
-    """What the defaults were chosen from: FetchPush, 200 examples, one seed."""
-    lines = ["| objective | bc_coef | | any step | last step | minutes |", "|---|---|---|---|---|---|"]
-    runs = {"default": load("state")["FetchPush-0"], **load("settings")}
-    for name, run in runs.items():
-        note = {"default": "default", "f-0.5-released-code": "released code", "exp_f-0.05-paper": "paper"}.get(name, "")
+    """Other settings than the default: FetchPush, 200 examples, one seed, as many gradient steps."""
+    flags = ["policy_objective", "bc_coef", "learning_rate", "batch_size", "hidden_dim"]
+    lines = [
+        f"| | {' | '.join(flags)} | any step | last step | minutes |",
+        "|---" * (len(flags) + 4) + "|",
+    ]
+    names = {"objective-paper": "the paper's objective", "objective-released-code": "the released code's objective"}
+    for name, run in {"default": load("state")["FetchPush-0"], **load("settings")}.items():
+        note = "**default**" if name == "default" else names.get(name, "")
+        values = " | ".join(str(run["args"][flag]) for flag in flags)
         lines.append(
-            f"| {run['args']['policy_objective']} | {run['args']['bc_coef']} | {note} | {rate([run], 'success')} "
-            f"| {rate([run], 'final_success')} | {minutes([run])} |"
+            f"| {note} | {values} | {rate([run], 'success')} | {rate([run], 'final_success')} | {minutes([run])} |"
         )
     return "\n".join(lines)
 
 
 def data_table() -> str:
-    """The datasets that the commands in the README make."""
+    """The datasets of the experiments."""
     lines = ["| dataset | episodes | any step | last step | solved starts |", "|---|---|---|---|---|"]
-    for name, data in json.loads((RESULTS / "datasets.json").read_text()).items():
+    for data in load("data").values():
         low, high = data["success_interval"]
         lines.append(
-            f"| {name} | {data['num_episodes']:,} | {data['success_rate']:.3f} [{low:.3f}, {high:.3f}] "
-            f"| {data['final_success_rate']:.3f} | {data['initial_success_rate']:.3f} |"
+            f"| {data['env_id']}-{data['quality']} | {data['num_episodes']:,} | {data['success_rate']:.3f} "
+            f"[{low:.3f}, {high:.3f}] | {data['final_success_rate']:.3f} | {data['initial_success_rate']:.3f} |"
         )
     return "\n".join(lines)
 

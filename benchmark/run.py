@@ -4,8 +4,9 @@
     python benchmark/run.py state examples          # run the missing ones, one after the other
     python benchmark/report.py --write              # put the tables into README.md
 
-Each run's result.json, with the outcome of every single episode, becomes benchmark/results/EXPERIMENT/NAME.json. A run
-that fails is reported at the end, with a non-zero exit; what is done stays done, so that the same command goes on.
+Each run's result.json, with the outcome of every single episode, becomes benchmark/results/EXPERIMENT/NAME.json; of a
+dataset it is the metadata.json. A run that fails is reported at the end, with a non-zero exit; what is done stays done,
+so that the same command goes on. Run `data` first: the other experiments read its datasets.
 """
 
 import argparse
@@ -29,15 +30,23 @@ STEPS = {  # the easier tasks need fewer than the default
     "SawyerWindowOpen": ["--gradient-steps", "5000"],
     "SawyerDrawerClose": ["--gradient-steps", "5000"],
 }
-SETTINGS = {  # FetchPush, 200 examples, seed 0: what the defaults, state/FetchPush-0, were chosen from
-    "log_exp_f-0.5": ["--bc-coef", "0.5"],
-    "f-0.5-released-code": ["--policy-objective", "f", "--bc-coef", "0.5"],
-    "exp_f-0.05-paper": ["--policy-objective", "exp_f", "--bc-coef", "0.05"],
+EPISODES = {"SawyerWindowOpen": "2000", "SawyerDrawerClose": "2000"}  # of 150 steps; the others: 4,000 of 50
+SETTINGS = {  # FetchPush, 200 examples, seed 0: what the defaults, state/FetchPush-0, are compared with
+    "objective-paper": ["--policy-objective", "exp_f", "--bc-coef", "0.05"],
+    "objective-released-code": ["--policy-objective", "f", "--bc-coef", "0.5"],
+    "bc-coef-0.5": ["--bc-coef", "0.5"],
+    "learning-rate-3e-4": ["--learning-rate", "3e-4"],
+    "batch-size-512": ["--batch-size", "512"],
+    "hidden-dim-512": ["--hidden-dim", "512"],
 }
 
 
 def experiments() -> dict[str, dict[str, list[str]]]:
     """Return the command of every run, by experiment and name."""
+    data = {
+        env_id: ["--env-id", env_id, "--num-episodes", EPISODES.get(env_id, "4000"), "--overwrite"]
+        for env_id in common.TASKS
+    }
     state = {
         f"{env_id}-{seed}": ["--env-id", env_id, "--seed", str(seed), *STEPS.get(env_id, [])]
         for env_id in common.TASKS
@@ -50,8 +59,8 @@ def experiments() -> dict[str, dict[str, list[str]]]:
     }
     settings = {name: ["--env-id", "FetchPush", *flags] for name, flags in SETTINGS.items()}
     random = {env_id: ["--env-id", env_id] for env_id in common.TASKS}
-    script = {"random": ["benchmark/run.py", "--random"]}
-    runs = {"state": state, "examples": examples, "settings": settings, "random": random}
+    script = {"data": ["collect_data.py"], "random": ["benchmark/run.py", "--random"]}
+    runs = {"data": data, "state": state, "examples": examples, "settings": settings, "random": random}
     return {
         experiment: {name: [*script.get(experiment, ["laeo.py"]), *flags] for name, flags in named.items()}
         for experiment, named in runs.items()
@@ -111,15 +120,18 @@ def main() -> None:
         while todo and len(running) < args.jobs:
             target, command = todo.pop(0)
             run_dir = Path(tempfile.mkdtemp(prefix="benchmark-")) / target.stem
+            output = ["--run-dir", str(run_dir)]
+            if command[0] == "collect_data.py":  # to where the other experiments look for it
+                output = ["--output", f"datasets/{target.stem}-medium"]
             print("python", *command, flush=True)
-            process = subprocess.Popen(
-                [sys.executable, *command, "--run-dir", str(run_dir)],
-                cwd=ROOT, env=environment, stderr=open(run_dir.with_suffix(".log"), "w"),
-            )  # fmt: skip
+            with open(run_dir.with_suffix(".log"), "w") as log:
+                process = subprocess.Popen([sys.executable, *command, *output], cwd=ROOT, env=environment, stderr=log)
             running.append((process, target, command, run_dir))
         process, target, command, run_dir = running.pop(0)
         if process.wait() == 0:
-            common.write_json(target, json.loads((run_dir / "result.json").read_text()))
+            metadata = ROOT / "datasets" / f"{target.stem}-medium" / "metadata.json"
+            result = metadata if command[0] == "collect_data.py" else run_dir / "result.json"
+            common.write_json(target, json.loads(result.read_text()))
         else:
             failed.append((" ".join(command), run_dir.with_suffix(".log")))
     for command, log in failed:
