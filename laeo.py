@@ -63,7 +63,7 @@ class Args:
     """the random seed of networks, batches, held-out episodes, the choice of success examples and evaluation starts"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to train; auto: on the GPU if there is one"""
-    gradient_steps: int = 10_000
+    gradient_steps: int = 20_000
     """training steps of critic and policy"""
     batch_size: int = 256
     """transitions in a batch; each one's future state is a negative for all others"""
@@ -83,7 +83,7 @@ class Args:
     """share of the episodes, at least one, that is never trained on, for the heldout metrics"""
     log_interval: int = 500
     """gradient steps between two lines of metrics"""
-    eval_interval: int = 5_000
+    eval_interval: int = 10_000
     """gradient steps between two evaluations, which leave the training as it is; 0: evaluate only at the end"""
     eval_episodes: int = 100
     """episodes of each evaluation, with the same starts each time"""
