@@ -434,11 +434,11 @@ def find_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def exit_quietly() -> Iterator[None]:
-    """Turn a Ctrl-C that nothing else has caught into one word and a failure, without a traceback."""
+    """Turn a Ctrl-C that nothing else has caught into one sentence and a failure, without a traceback."""
     try:
         yield
     except KeyboardInterrupt:
-        raise UserError("interrupted") from None
+        raise UserError("error: interrupted.") from None
 
 
 # ---------------------------------------------------------------------------------------------------------- datasets

@@ -7,7 +7,7 @@ it, held close to the data by a behavioural-cloning term.
 
 Hatch et al. 2023, "Contrastive Example-Based Control" (L4DC); equation numbers in this file are that paper's.
 
-    python laeo.py --env-id FetchReach --gradient-steps 5000
+    python laeo.py --env-id FetchReach --gradient-steps 3000
     python laeo.py --env-id FetchPush --num-success 10
 
 Differences from the paper and from the released code, each with its reason:
@@ -368,10 +368,8 @@ def train(args: Args) -> dict:
         seconds["training"] -= time.perf_counter() - start_time
         return results
 
-    progress = tqdm(
-        initial=first_step, total=args.gradient_steps, desc=f"LAEO on {args.env_id}", unit="step", mininterval=1
-    )
-    with common.catch_interrupt() as interrupted:
+    bar = {"initial": first_step, "total": args.gradient_steps, "unit": "step", "mininterval": 1}
+    with common.catch_interrupt() as interrupted, tqdm(desc=f"LAEO on {args.env_id}", **bar) as progress:
         start_time = time.perf_counter()
         for step in range(first_step, args.gradient_steps):
             if args.eval_interval and step % args.eval_interval == 0:
@@ -398,7 +396,6 @@ def train(args: Args) -> dict:
                 raise common.UserError(f"interrupted at step {step + 1}; go on with: python laeo.py --resume {run_dir}")
         results = evaluate_now(args.gradient_steps)
     seconds["training"] += time.perf_counter() - start_time
-    progress.close()
     return common.write_result(run_dir, args, metadata, results, seconds)
 
 

@@ -349,7 +349,7 @@ def test_directory_that_is_no_dataset_is_never_replaced(tmp_path):
         ({"quality": "easy"}, "there is no quality 'easy'; choose one of medium, hard"),
         ({"num_episodes": 0}, "--num-episodes is 0; it must be 1 or more"),
         ({"train_steps": -1}, "--train-steps is -1"),
-        ({"seed": -1}, "--seed is -1; it must be 0 or more"),
+        ({"seed": -1}, "--seed is -1; it must be from 0 to 4294967295"),
         ({"behavior_dir": Path("nowhere")}, "nowhere/FetchReach.pt is damaged or missing"),
     ],
 )

@@ -361,7 +361,7 @@ def test_ctrl_c_that_nothing_catches_ends_without_a_traceback():
         with common.exit_quietly():
             raise KeyboardInterrupt
 
-    assert refusal(interrupted) == "interrupted"
+    assert refusal(interrupted) == "error: interrupted."
 
 
 def test_plain_turns_paths_into_strings_only():
@@ -577,41 +577,42 @@ def logged_steps(run_dir: Path) -> list[int]:
 
 
 def test_a_log_that_goes_on_drops_what_it_writes_again(tmp_path):
+    """A checkpoint after the metrics of step 20; the run went on to step 30 before it stopped."""
     args = SimpleNamespace(env_id="FetchReach", seed=3)
     log = common.Log(tmp_path / "run", args)
-    for step in (0, 10, 20, 30):
+    for step in (0, 20, 30):
+        log.write(step, {"loss": float(step), "rate": 0.5})
         if step == 20:
             size = log.path.stat().st_size
-        log.write(step, {"loss": float(step), "rate": 0.5})
     log.writer.close()
-    assert logged_steps(tmp_path / "run") == [0, 10, 20, 30]
+    assert logged_steps(tmp_path / "run") == [0, 20, 30]
     log = common.Log(tmp_path / "run", args, 20, size)
-    assert logged_steps(tmp_path / "run") == [0, 10]
-    for step in (20, 40):
-        log.write(step, {"loss": -1.0})
+    assert logged_steps(tmp_path / "run") == [0, 20]
+    log.write(30, {"loss": -1.0})
     log.writer.close()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines == [
         {"step": 0, "loss": 0.0, "rate": 0.5},
-        {"step": 10, "loss": 10.0, "rate": 0.5},
-        {"step": 20, "loss": -1.0},
-        {"step": 40, "loss": -1.0},
+        {"step": 20, "loss": 20.0, "rate": 0.5},
+        {"step": 30, "loss": -1.0},
     ]
     events = EventAccumulator(str(tmp_path / "run")).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
-        (0, 0.0),
-        (10, 10.0),
-        (20, -1.0),
-        (40, -1.0),
-    ]
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(0, 0.0), (20, 20.0), (30, -1.0)]
 
 
-def test_a_log_that_starts_again_forgets_the_old_lines(tmp_path):
-    for step in (5, 6):
-        log = common.Log(tmp_path, SimpleNamespace(seed=step), 0)
-        log.write(step, {"loss": 1.0})
-        log.writer.close()
-        assert logged_steps(tmp_path) == [step]
+def test_a_log_refuses_the_directory_of_another_run(tmp_path):
+    log = common.Log(tmp_path, SimpleNamespace(seed=0))
+    log.write(5, {"loss": 1.0})
+    log.writer.close()
+    assert "holds a run already" in refusal(common.Log, tmp_path, SimpleNamespace(seed=0))
+    assert logged_steps(tmp_path) == [5]
+
+
+def test_a_log_refuses_what_is_not_finite(tmp_path):
+    log = common.Log(tmp_path, SimpleNamespace(seed=0))
+    for value in (float("nan"), float("inf")):
+        assert f"loss is {value} at step 7" in refusal(log.write, 7, {"loss": value})
+    assert logged_steps(tmp_path) == []
 
 
 def test_a_log_in_an_unwritable_place_is_one_sentence(tmp_path):

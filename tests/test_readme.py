@@ -58,7 +58,7 @@ def test_every_flag_has_its_help():
 
 def commands(text):
     """All commands `python SCRIPT.py FLAGS` in a text."""
-    found = re.findall(r"python (\w+\.py)((?: --[\w-]+(?: [\w./-]+)?)*)", text)
+    found = re.findall(r"python (\w+\.py)((?: --[\w-]+(?: [\w./][\w./-]*)?)*)", text)
     return [(script, shlex.split(flags)) for script, flags in found]
 
 
