@@ -62,11 +62,12 @@ def state_table() -> str:
 def examples_table() -> str:
     """FetchPush with fewer success examples."""
     few, many = load("examples"), load("state")
-    lines = ["| success examples | any step | each seed | last step |", "|---|---|---|---|"]
+    lines = ["| success examples | steps | any step | each seed | last step |", "|---|---|---|---|---|"]
     for n in (200, 10, 1):
         name = "FetchPush-" if n == 200 else f"FetchPush-{n}-"
         mine = [run for run_name, run in {**many, **few}.items() if re.fullmatch(name + r"\d", run_name)]
-        lines.append(f"| {n} | {rate(mine, 'success')} | {seeds(mine)} | {rate(mine, 'final_success')} |")
+        steps = f"{mine[0]['gradient_steps']:,}"
+        lines.append(f"| {n} | {steps} | {rate(mine, 'success')} | {seeds(mine)} | {rate(mine, 'final_success')} |")
     return "\n".join(lines)
 
 

@@ -53,7 +53,16 @@ def experiments() -> dict[str, dict[str, list[str]]]:
         for seed in SEEDS
     }
     examples = {
-        f"FetchPush-{n}-{seed}": ["--env-id", "FetchPush", "--num-success", str(n), "--seed", str(seed)]
+        f"FetchPush-{n}-{seed}": [
+            "--env-id",
+            "FetchPush",
+            "--num-success",
+            str(n),
+            "--seed",
+            str(seed),
+            "--gradient-steps",
+            "10000",
+        ]
         for n in (10, 1)
         for seed in SEEDS
     }
