@@ -22,15 +22,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 
 class UserError(SystemExit):
@@ -351,33 +353,6 @@ class Log:
             self.writer.add_scalar(name, value, step)
 
 
-def write_result(
-    run_dir: Path, args: Any, dataset: dict[str, Any], episodes: dict[str, list], seconds: dict[str, float]
-) -> dict[str, Any]:
-    """Write and return the result of a run, and print its success rate.
-
-    `dataset` is its metadata; `episodes` holds the lists `seed`, `success`, `final_success` and `initial_success`, one
-    entry per episode.
-    """
-    result = {
-        **success_statistics({name: flags for name, flags in episodes.items() if name != "seed"}),
-        "gradient_steps": args.gradient_steps,
-        "seconds": seconds,
-        "args": plain(args),
-        "dataset": dataset["sha256"],
-        "versions": versions("torch", "numpy", "gymnasium", *find_task(args.env_id).simulator),
-        "episodes": episodes,
-    }
-    write_json(run_dir / "result.json", result)
-    low, high = result["success_interval"]
-    print(
-        f"{run_dir}: success rate {result['success_rate']:.2f} [{low:.2f}, {high:.2f}] over {len(episodes['seed'])} "
-        f"episodes, {result['final_success_rate']:.2f} at the last step; "
-        f"{result['initial_success_rate']:.2f} started solved"
-    )
-    return result
-
-
 @contextlib.contextmanager
 def catch_interrupt() -> Iterator[list[int]]:
     """Yield a list that receives Ctrl-C and SIGTERM, so that a loop can finish its step. A second one acts at once."""
@@ -412,17 +387,6 @@ def check_range(least: float, most: float, args: Any, *names: str) -> None:
         if not least <= value <= most:
             bounds = f"from {least} to {most}" if most < float("inf") else f"{least} or more"
             raise UserError(f"error: --{name.replace('_', '-')} is {value}; it must be {bounds}.")
-
-
-def check_training_flags(args: Any) -> None:
-    """Raise UserError for the first of the flags that all training scripts share that is out of its range."""
-    check_range(1, np.inf, args, "gradient_steps", "hidden_dim", "repr_dim", "log_interval", "eval_episodes")
-    check_range(0, np.inf, args, "eval_interval")
-    check_range(0, 1, args, "learning_rate")
-    check_range(2, np.inf, args, "batch_size")
-    check_range(0, 0.9, args, "holdout_fraction")
-    check_range(1e-6, 1 - 1e-6, args, "discount")
-    check_range(0, 2**32 - 1, args, "seed")
 
 
 def find_device(name: str) -> torch.device:
@@ -562,7 +526,198 @@ def load_dataset(
         raise UserError(f"error: {path} holds one episode; at least one to train on and one to hold out are needed.")
     if lengths.min() < 1 or lengths.max() > steps:
         raise UserError(f"error: {path}/lengths.npy must hold numbers from 1 to {steps}.")
-    if not 1 <= num_success <= len(examples):
-        raise UserError(f"error: --num-success is {num_success}; {path} has success examples for 1 to {len(examples)}.")
+    if not 0 <= num_success <= len(examples):
+        raise UserError(f"error: --num-success is {num_success}; {path} has {len(examples)} success examples.")
     chosen = rng.permutation(len(examples))[:num_success]  # so that fewer examples are a part of more examples
     return Dataset(observations, actions, np.array(lengths), np.array(examples[chosen]))
+
+
+# -------------------------------------------------------------------------------------------------------------- runs
+
+
+@dataclass
+class RunArgs:
+    """The flags of every training script that are about data, evaluation and files; a script adds its method's own."""
+
+    env_id: str = "FetchReach"
+    """the task: FetchReach, FetchPush, SawyerWindowOpen or SawyerDrawerClose"""
+    quality: str = "medium"
+    """which standard dataset: medium (45 to 50 % of the episodes succeed) or hard (8 to 12 %)"""
+    dataset: Path | None = None
+    """a dataset directory to use instead of datasets/ENV_ID-QUALITY"""
+    allow_version_mismatch: bool = False
+    """use a dataset although another version of the simulator made it"""
+    seed: int = 0
+    """the random seed of networks, batches, held-out episodes, the choice of success examples and evaluation starts"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to train; auto: on the GPU if there is one"""
+    holdout_fraction: float = 0.05
+    """share of the episodes, at least one, that is never trained on, for the heldout metrics"""
+    log_interval: int = 500
+    """gradient steps between two lines of metrics"""
+    eval_interval: int = 10_000
+    """gradient steps between two evaluations, which leave the training as it is; 0: evaluate only at the end"""
+    eval_episodes: int = 100
+    """episodes of each evaluation, with the same starts each time"""
+    run_dir: Path | None = None
+    """where results go; runs/ENV_ID__METHOD__SEED__TIME if not given"""
+    resume: Path | None = None
+    """a run directory to go on with, exactly as if it had never stopped; all other flags are then read from it"""
+
+
+class Run:
+    """Everything around a training that is not the method: flags, data, clocks, metrics, checkpoints, the result.
+
+    A script calls `load_data`, `start`, and in its loop `log`, `log_evaluation`, `clock` and `end_step`; then
+    `finish`.
+    `args` are the flags, those of the run that is resumed if there is one; `first_step` is where the loop begins.
+    """
+
+    def __init__(self, method: str, args: Any):
+        """Read the flags. Raises UserError for one out of its range and for a checkpoint that cannot be resumed."""
+        self.method, self.checkpoint = method, None
+        self.seconds = {"data": 0.0, "training": 0.0, "evaluation": 0.0}
+        self.clock("data")
+        if args.resume is not None:
+            self.checkpoint = load_weights(args.resume / "checkpoint.pt")
+            if self.checkpoint.get("method") != method:
+                made_by = self.checkpoint.get("method", "another version")
+                raise UserError(f"error: {args.resume} is a run of {made_by}, not of {method}; resume it with that.")
+            flags = self.checkpoint["args"]
+            args = type(args)(
+                **{**flags, "run_dir": args.resume, "dataset": flags["dataset"] and Path(flags["dataset"])}
+            )
+            self.seconds = self.checkpoint["seconds"]
+        self.first_step = self.checkpoint["step"] if self.checkpoint else 0
+        check_range(1, np.inf, args, "gradient_steps", "hidden_dim", "log_interval", "eval_episodes")
+        check_range(0, np.inf, args, "eval_interval")
+        check_range(0, 1, args, "learning_rate")
+        check_range(2, np.inf, args, "batch_size")
+        check_range(0, 0.9, args, "holdout_fraction")
+        check_range(0, 2**32 - 1, args, "seed")
+        self.device = find_device(args.device)
+        self.args = replace(args, device=self.device.type)  # a run that is resumed goes on where it was
+
+    def load_data(self, num_success: int) -> tuple[Dataset, np.ndarray, np.ndarray]:
+        """Return the dataset, the episodes to train on and the held-out ones; the seed decides both choices.
+
+        Raises UserError if the dataset cannot be used, or is no longer the one that the resumed run began with.
+        """
+        args = self.args
+        self.dataset = find_dataset(args.env_id, args.quality, args.dataset)
+        self.checksums = read_metadata(self.dataset)["sha256"]
+        if self.checkpoint and self.checkpoint["dataset"] != self.checksums:
+            raise UserError(
+                f"error: {self.dataset} is no longer the dataset that {args.run_dir} began with; start anew."
+            )
+        rng = np.random.default_rng([args.seed, STREAMS.index("training")])
+        data = load_dataset(self.dataset, args.env_id, num_success, rng, args.allow_version_mismatch)
+        episodes = rng.permutation(len(data.lengths))
+        num_heldout = min(max(1, round(args.holdout_fraction * len(episodes))), len(episodes) - 1)
+        return data, episodes[num_heldout:], episodes[:num_heldout]
+
+    def load_labelled(self, data: Dataset, episodes: np.ndarray, limit: int = 1_000) -> dict[str, np.ndarray]:
+        """Return states of some episodes by label, [at most `limit`, ...] each, for metrics that no training sees.
+
+        `success` and `failure`: what the dataset's flags say of them; `start`: the first state of each episode.
+        """
+        path, states = self.dataset / "successes.npy", {}
+        flags = _load_array(path, "?", self.checksums.get("successes"))
+        if flags.shape != data.observations.shape[:2]:
+            raise UserError(f"error: {path} has shape {flags.shape}; it must be {data.observations.shape[:2]}.")
+        rng = np.random.default_rng(0)
+        inside = np.arange(flags.shape[1]) <= data.lengths[episodes, None]
+        for label, wanted in (("success", flags[episodes]), ("failure", ~flags[episodes])):
+            rows, columns = np.nonzero(wanted & inside)
+            chosen = rng.permutation(len(rows))[:limit]
+            states[label] = data.observations[episodes[rows[chosen]], columns[chosen]]
+        return {**states, "start": data.observations[episodes[:limit], 0]}
+
+    def seeds(self, number: int) -> list[int]:
+        """Return seeds of separate random streams. They have 32 bits: PyTorch's CPU generator reads no more."""
+        entropy = [STREAMS.index("training"), self.args.seed]
+        return np.random.SeedSequence(entropy).generate_state(number).tolist()
+
+    def start(self, parts: dict[str, Any]) -> None:
+        """Open the run's directory. `parts`, by name: all networks, optimisers and generators that a checkpoint holds.
+
+        A resumed run sets them to the state in which they were saved. Raises UserError if the directory is in use.
+        """
+        self.parts = parts
+        if self.checkpoint:
+            for name, part in parts.items():
+                load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
+                load(self.checkpoint[name])
+        name = f"{self.args.env_id}__{self.method}__{self.args.seed}__{int(time.time())}"
+        self.directory = self.args.run_dir or Path("runs") / name
+        log_size = self.checkpoint["log_size"] if self.checkpoint else 0
+        self._log = Log(self.directory, self.args, self.first_step, log_size)
+        bar = {"initial": self.first_step, "total": self.args.gradient_steps, "unit": "step", "mininterval": 1}
+        self.progress = tqdm(desc=f"{self.method} on {self.args.env_id}", **bar)
+
+    def clock(self, name: str) -> None:
+        """Count the seconds from now on as `data`, `training` or `evaluation`."""
+        now = time.perf_counter()
+        if hasattr(self, "_clock"):
+            self.seconds[self._clock[0]] += now - self._clock[1]
+        self._clock = (name, now)
+
+    def log(self, step: int, prefix: str, metrics: dict[str, float]) -> None:
+        """Write metrics as PREFIX/NAME."""
+        self._log.write(step, {f"{prefix}/{name}": value for name, value in metrics.items()})
+
+    def log_evaluation(self, step: int, episodes: dict[str, list]) -> dict[str, list]:
+        """Write the means of an evaluation's episodes; return these. From now on the clock counts training again."""
+        means = {
+            "success_rate": "success",
+            "final_success_rate": "final_success",
+            "discounted_return": "discounted_return",
+        }
+        means = {name: float(np.mean(episodes[key])) for name, key in means.items()}
+        self.log(step, "eval", means)
+        self.progress.set_postfix(means)
+        self.clock("training")
+        return episodes
+
+    def end_step(self, step: int, interrupted: Any) -> None:
+        """Write a checkpoint after every 5,000th and the last step, and when interrupted; then raise UserError."""
+        self.progress.update()
+        if not interrupted and step % 5_000 and step != self.args.gradient_steps:
+            return
+        self.clock("training")
+        content = {"method": self.method, "args": plain(self.args), "step": step, "seconds": self.seconds}
+        content |= {"dataset": self.checksums, "log_size": self._log.path.stat().st_size}
+        for name, part in self.parts.items():
+            content[name] = part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+        save_weights(self.directory / "checkpoint.pt", content)
+        if interrupted:
+            command = f"python {self.method}.py --resume {self.directory}"
+            raise UserError(f"interrupted at step {step}; go on with: {command}")
+
+    def finish(self, episodes: dict[str, list]) -> dict[str, Any]:
+        """Write and return the result, and print its success rate.
+
+        `episodes`: the lists `seed`, `success`, `final_success`, `initial_success` and `discounted_return`, one entry
+        per episode.
+        """
+        self.clock("training")
+        self.progress.close()
+        flags = {name: episodes[name] for name in ("success", "final_success", "initial_success")}
+        result = {
+            **success_statistics(flags),
+            "method": self.method,
+            "gradient_steps": self.args.gradient_steps,
+            "seconds": self.seconds,
+            "args": plain(self.args),
+            "dataset": self.checksums,
+            "versions": versions("torch", "numpy", "gymnasium", *find_task(self.args.env_id).simulator),
+            "episodes": episodes,
+        }
+        write_json(self.directory / "result.json", result)
+        low, high = result["success_interval"]
+        print(
+            f"{self.directory}: success rate {result['success_rate']:.2f} [{low:.2f}, {high:.2f}] over "
+            f"{len(episodes['seed'])} episodes, {result['final_success_rate']:.2f} at the last step; "
+            f"{result['initial_success_rate']:.2f} started solved"
+        )
+        return result

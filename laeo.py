@@ -32,8 +32,7 @@ Differences from the paper and from the released code, each with its reason:
     over whatever episodes a parallel evaluator had finished.
 """
 
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -42,27 +41,14 @@ import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import common
 
 
 @dataclass
-class Args:
-    env_id: str = "FetchReach"
-    """the task: FetchReach, FetchPush, SawyerWindowOpen or SawyerDrawerClose"""
-    quality: str = "medium"
-    """which standard dataset: medium (45 to 50 % of the episodes succeed) or hard (8 to 12 %)"""
-    dataset: Path | None = None
-    """a dataset directory to use instead of datasets/ENV_ID-QUALITY"""
-    allow_version_mismatch: bool = False
-    """use a dataset although another version of the simulator made it"""
+class Args(common.RunArgs):
     num_success: int = 200
     """how many success examples the method sees"""
-    seed: int = 0
-    """the random seed of networks, batches, held-out episodes, the choice of success examples and evaluation starts"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """where to train; auto: on the GPU if there is one"""
     gradient_steps: int = 20_000
     """training steps of critic and policy"""
     batch_size: int = 256
@@ -79,18 +65,6 @@ class Args:
     """what the policy maximises: the mean over the success examples of f or of e^f (the paper), or the latter's log"""
     bc_coef: float = 0.2
     """lambda, the weight of behavioural cloning; its complement weighs the value"""
-    holdout_fraction: float = 0.05
-    """share of the episodes, at least one, that is never trained on, for the heldout metrics"""
-    log_interval: int = 500
-    """gradient steps between two lines of metrics"""
-    eval_interval: int = 10_000
-    """gradient steps between two evaluations, which leave the training as it is; 0: evaluate only at the end"""
-    eval_episodes: int = 100
-    """episodes of each evaluation, with the same starts each time"""
-    run_dir: Path | None = None
-    """where results go; runs/ENV_ID__laeo__SEED__TIME if not given"""
-    resume: Path | None = None
-    """a run directory to go on with, exactly as if it had never stopped; all other flags are then read from it"""
 
 
 # ---------------------------------------------------------------------------------------------------------- networks
@@ -254,10 +228,7 @@ def update(
         psi_examples = critic.psi(examples)
     value = policy_value(critic.phi(batch.observation, action), psi_examples, len(action), args.policy_objective)
     loss = policy_loss(value, actor.log_prob(mean, std, batch.action), args.bc_coef)
-    loss.backward(
-        inputs=list(actor.parameters())
-    )  # the value's gradient passes through the critic, and leaves no trace
-
+    loss.backward(inputs=list(actor.parameters()))  # the value's gradient passes through the critic without a trace
     optimizer.step()
 
 
@@ -286,117 +257,73 @@ def measure(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, args: 
     return {name: value.item() for name, value in metrics.items()}
 
 
+@torch.inference_mode()
 def evaluate(actor: Actor, env_id: str, episodes: int, seed: int, device: torch.device) -> dict[str, list]:
     """Play episodes with the policy's mode in an environment of their own; return one entry per episode.
 
-    `success`: solved after any action; `final_success`: after the last one; `initial_success`: before the first one.
+    `success`: solved after any action; `final_success`: after the last one; `initial_success`: before the first one;
+    `discounted_return`: the sum of 0.99^t over the actions t = 0, 1, ... after which the task is solved.
     """
-    results: dict[str, list] = {"seed": [], "success": [], "final_success": [], "initial_success": []}
-    env = common.make_env(env_id)
-    for episode in range(episodes):
-        episode_seed = common.episode_seed("evaluation", seed, episode)
+    results: dict[str, list] = {"seed": [common.episode_seed("evaluation", seed, i) for i in range(episodes)]}
+    solved, env = [], common.make_env(env_id)
+    for episode_seed in results["seed"]:
         observation, info = env.reset(seed=episode_seed)
-        solved, truncated = [info["success"]], False
+        solved.append([info["success"]])
+        truncated = False
         while not truncated:
-            with torch.inference_mode():
-                action = actor.mode(torch.from_numpy(observation).to(device))
-            observation, _, _, truncated, info = env.step(action.cpu().numpy())
-            solved.append(info["success"])
-        for name, value in zip(results, (episode_seed, any(solved[1:]), solved[-1], solved[0])):
-            results[name].append(value)
+            action = actor.mode(torch.from_numpy(observation).to(device)).cpu().numpy()
+            observation, _, _, truncated, info = env.step(action)
+            solved[-1].append(info["success"])
     env.close()
+    results |= {"success": [any(s[1:]) for s in solved], "final_success": [s[-1] for s in solved]}
+    results |= {"initial_success": [s[0] for s in solved]}
+    results |= {"discounted_return": [float(np.dot(s[1:], 0.99 ** np.arange(len(s) - 1))) for s in solved]}
     return results
 
 
 def train(args: Args) -> dict:
     """Train, evaluate, and return what is written to result.json. Raises common.UserError for a mistake in `args`."""
-    checkpoint = None
-    if args.resume is not None:
-        checkpoint = common.load_weights(args.resume / "checkpoint.pt")
-        dataset = checkpoint["args"]["dataset"]
-        args = Args(**{**checkpoint["args"], "run_dir": args.resume, "dataset": dataset and Path(dataset)})
-    common.check_training_flags(args)
+    run = common.Run(Path(__file__).stem, args)
+    args, device = run.args, run.device
+    common.check_range(1, np.inf, args, "num_success", "repr_dim")
+    common.check_range(1e-6, 1 - 1e-6, args, "discount")
     common.check_range(0, 1, args, "bc_coef")
-    device = common.find_device(args.device)
-    args = replace(args, device=device.type)  # a run that is resumed goes on where it was
-    start_time, seconds = time.perf_counter(), {"data": 0.0, "training": 0.0, "evaluation": 0.0}
-    path = common.find_dataset(args.env_id, args.quality, args.dataset)
-    metadata = common.read_metadata(path)
-    if checkpoint is not None and checkpoint["dataset"] != metadata["sha256"]:
-        raise common.UserError(
-            f"error: {path} is no longer the dataset that {args.run_dir} was trained on; start anew."
-        )
-    rng = np.random.default_rng([args.seed, common.STREAMS.index("training")])
-    data = common.load_dataset(path, args.env_id, args.num_success, rng, args.allow_version_mismatch)
-    episodes = rng.permutation(len(data.lengths))
-    num_heldout = min(max(1, round(args.holdout_fraction * len(episodes))), len(episodes) - 1)
-    transitions = Transitions(data, episodes[num_heldout:], device)
-    heldout = Transitions(data, episodes[:num_heldout], device)
+    data, training_episodes, heldout_episodes = run.load_data(args.num_success)
+    transitions = Transitions(data, training_episodes, device)
+    heldout = Transitions(data, heldout_episodes, device)
     examples = torch.from_numpy(data.success_examples).to(device)
-
     mean, std = transitions.states.mean(0).cpu(), transitions.states.std(0).cpu().clamp(min=1e-3)  # some never move
-    # PyTorch's generator on the CPU reads 32 bits of a seed, so three such numbers make three streams.
-    seeds = np.random.SeedSequence([common.STREAMS.index("training"), args.seed]).generate_state(3).tolist()
+
+    seeds = run.seeds(3)
     weights_generator = torch.Generator().manual_seed(seeds[0])  # on the CPU: the same weights on every device
+    generator = torch.Generator(device).manual_seed(seeds[1])
+    log_generator = torch.Generator(device).manual_seed(seeds[2])  # of its own: logging must not change the training
     sizes = transitions.actions.shape[1], args.hidden_dim
     actor = Actor(mean, std, *sizes, weights_generator).to(device)
     critic = Critic(mean, std, *sizes, args.repr_dim, weights_generator).to(device)
     optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], args.learning_rate, eps=1e-7, fused=True)
-    generator = torch.Generator(device).manual_seed(seeds[1])
-    log_generator = torch.Generator(device).manual_seed(seeds[2])  # of its own: logging must not change the training
     parts = {"actor": actor, "critic": critic, "optimizer": optimizer}
-    streams = {"generator": generator, "log_generator": log_generator}
-    first_step = 0
-    if checkpoint is not None:
-        first_step, seconds = checkpoint["step"], checkpoint["seconds"]
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
-        for name, stream in streams.items():
-            stream.set_state(checkpoint[name])
-    seconds["data"] += time.perf_counter() - start_time
-
-    run_dir = args.run_dir or Path("runs") / f"{args.env_id}__laeo__{args.seed}__{int(time.time())}"
-    log = common.Log(run_dir, args, first_step, checkpoint["log_size"] if checkpoint else 0)
+    run.start({**parts, "generator": generator, "log_generator": log_generator})
 
     def evaluate_now(step: int) -> dict[str, list]:
-        start_time = time.perf_counter()
-        results = evaluate(actor, args.env_id, args.eval_episodes, args.seed, device)
-        rates = {f"{name}_rate": float(np.mean(results[name])) for name in ("success", "final_success")}
-        log.write(step, {f"eval/{name}": rate for name, rate in rates.items()})
-        progress.set_postfix(rates)
-        seconds["evaluation"] += time.perf_counter() - start_time
-        seconds["training"] -= time.perf_counter() - start_time
-        return results
+        run.clock("evaluation")
+        return run.log_evaluation(step, evaluate(actor, args.env_id, args.eval_episodes, args.seed, device))
 
-    bar = {"initial": first_step, "total": args.gradient_steps, "unit": "step", "mininterval": 1}
-    with common.catch_interrupt() as interrupted, tqdm(desc=f"LAEO on {args.env_id}", **bar) as progress:
-        start_time = time.perf_counter()
-        for step in range(first_step, args.gradient_steps):
+    run.clock("training")
+    with common.catch_interrupt() as interrupted, run.progress:
+        for step in range(run.first_step, args.gradient_steps):
             if args.eval_interval and step % args.eval_interval == 0:
                 evaluate_now(step)
             for group in optimizer.param_groups:  # a policy that still moves much is good or bad by the hour
                 group["lr"] = args.learning_rate * (1 - step / args.gradient_steps)
             batch = transitions.sample(args.batch_size, args.discount, generator)
             update(batch, examples, actor, critic, optimizer, args, generator)
-            progress.update()
             if (step + 1) % args.log_interval == 0:
                 for name, source in (("train", transitions), ("heldout", heldout)):
                     batch = source.sample(args.batch_size, args.discount, log_generator)
-                    metrics = measure(batch, examples, actor, critic, args)
-                    log.write(step + 1, {f"{name}/{key}": value for key, value in metrics.items()})
-            if interrupted or (step + 1) % 5_000 == 0 or step + 1 == args.gradient_steps:
-                seconds["training"] += time.perf_counter() - start_time
-                start_time = time.perf_counter()
-                state = {name: part.state_dict() for name, part in parts.items()}
-                state |= {name: stream.get_state() for name, stream in streams.items()}
-                state |= {"args": common.plain(args), "step": step + 1, "seconds": seconds}
-                state |= {"log_size": log.path.stat().st_size, "dataset": metadata["sha256"]}
-                common.save_weights(run_dir / "checkpoint.pt", state)
-            if interrupted:
-                raise common.UserError(f"interrupted at step {step + 1}; go on with: python laeo.py --resume {run_dir}")
-        results = evaluate_now(args.gradient_steps)
-    seconds["training"] += time.perf_counter() - start_time
-    return common.write_result(run_dir, args, metadata, results, seconds)
+                    run.log(step + 1, name, measure(batch, examples, actor, critic, args))
+            run.end_step(step + 1, interrupted)
+        return run.finish(evaluate_now(args.gradient_steps))
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ def rate(runs: list[dict], kind: str) -> str:
     return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
 
 
-def seeds(runs: list[dict]) -> str:
-    """Format each seed's any-step success rate."""
-    return ", ".join(f"{run['success_rate']:.2f}" for run in runs)
+def seeds(runs: list[dict], kind: str = "success") -> str:
+    """Format each seed's rate."""
+    return ", ".join(f"{run[f'{kind}_rate']:.2f}" for run in runs)
 
 
 def minutes(runs: list[dict]) -> str:
@@ -38,23 +38,58 @@ def minutes(runs: list[dict]) -> str:
     return f"{np.median([run['seconds']['training'] for run in runs]) / 60:.1f}"
 
 
+METHODS = {"laeo": "LAEO", "oril": "ORIL", "purl": "PURL", "bc": "BC"}
+
+
+def of_task(runs: dict[str, dict], method: str, env_id: str) -> list[dict]:
+    """Return the runs of one method on one task."""
+    return [run for name, run in runs.items() if name.rsplit("-", 1)[0] == f"{method}-{env_id}"]
+
+
 def state_table() -> str:
-    """LAEO on the state tasks, beside random actions and the dataset's own episodes."""
-    runs, random = load("state"), load("random")
-    datasets = load("data")
+    """All methods on the state tasks."""
+    runs = load("state")
     lines = [
-        "| task | LAEO, any step | each seed | LAEO, last step | dataset, any / last step | random actions "
-        "| solved starts | steps | training, minutes |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| task | method | any step | each seed | last step | each seed | minutes |",
+        "|---|---|---|---|---|---|---|",
     ]
     for env_id in common.TASKS:
-        mine = [run for name, run in runs.items() if name.rsplit("-", 1)[0] == env_id]
-        data = datasets[env_id]
+        for method, name in METHODS.items():
+            mine = of_task(runs, method, env_id)
+            lines.append(
+                f"| {env_id} | {name} | **{rate(mine, 'success')}** | {seeds(mine)} | {rate(mine, 'final_success')} "
+                f"| {seeds(mine, 'final_success')} | {minutes(mine)} |"
+            )
+    return "\n".join(lines)
+
+
+def tasks_table() -> str:
+    """What the results are to be seen beside: the datasets' own episodes, random actions, starts that are solved."""
+    runs, random, datasets = load("state"), load("random"), load("data")
+    lines = [
+        "| task | gradient steps | dataset, any / last step | random actions, any step | solved starts |",
+        "|---|---|---|---|---|",
+    ]
+    for env_id in common.TASKS:
+        mine, data = of_task(runs, "laeo", env_id), datasets[env_id]
         lines.append(
-            f"| {env_id} | **{rate(mine, 'success')}** | {seeds(mine)} | {rate(mine, 'final_success')} "
-            f"| {data['success_rate']:.3f} / {data['final_success_rate']:.3f} | {random[env_id]['success_rate']:.3f} "
-            f"| {np.mean([run['initial_success_rate'] for run in mine]):.3f} | {mine[0]['gradient_steps']:,} "
-            f"| {minutes(mine)} |"
+            f"| {env_id} | {mine[0]['gradient_steps']:,} | {data['success_rate']:.3f} / "
+            f"{data['final_success_rate']:.3f} | {random[env_id]['success_rate']:.3f} "
+            f"| {np.mean([run['initial_success_rate'] for run in mine]):.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def tuning_table() -> str:
+    """What was searched for the methods that LAEO is compared with: FetchPush, a seed of its own."""
+    flags = ["alpha", "eta", "learning_rate", "reward_learning_rate", "gradient_steps"]
+    lines = [f"| method | {' | '.join(flags)} | any step | last step |", "|---" * (len(flags) + 3) + "|"]
+    for run in sorted(
+        load("tuning").values(), key=lambda run: (list(METHODS).index(run["method"]), -run["success_rate"])
+    ):
+        values = " | ".join(f"{run['args'][flag]:,}" if flag in run["args"] else "" for flag in flags)
+        lines.append(
+            f"| {METHODS[run['method']]} | {values} | {rate([run], 'success')} | {rate([run], 'final_success')} |"
         )
     return "\n".join(lines)
 
@@ -64,7 +99,7 @@ def examples_table() -> str:
     few, many = load("examples"), load("state")
     lines = ["| success examples | steps | any step | each seed | last step |", "|---|---|---|---|---|"]
     for n in (200, 10, 1):
-        name = "FetchPush-" if n == 200 else f"FetchPush-{n}-"
+        name = "laeo-FetchPush-" if n == 200 else f"FetchPush-{n}-"
         mine = [run for run_name, run in {**many, **few}.items() if re.fullmatch(name + r"\d", run_name)]
         steps = f"{mine[0]['gradient_steps']:,}"
         lines.append(f"| {n} | {steps} | {rate(mine, 'success')} | {seeds(mine)} | {rate(mine, 'final_success')} |")
@@ -79,7 +114,7 @@ def settings_table() -> str:
         "|---" * (len(flags) + 4) + "|",
     ]
     names = {"objective-paper": "the paper's objective", "objective-released-code": "the released code's objective"}
-    for name, run in {"default": load("state")["FetchPush-0"], **load("settings")}.items():
+    for name, run in {"default": load("state")["laeo-FetchPush-0"], **load("settings")}.items():
         note = "**default**" if name == "default" else names.get(name, "")
         values = " | ".join(str(run["args"][flag]) for flag in flags)
         lines.append(
@@ -116,8 +151,8 @@ def behavior_table() -> str:
 
 
 TABLES = {
-    "state": state_table, "examples": examples_table, "settings": settings_table, "data": data_table,
-    "behavior": behavior_table,
+    "state": state_table, "tasks": tasks_table, "tuning": tuning_table, "examples": examples_table,
+    "settings": settings_table, "data": data_table, "behavior": behavior_table,
 }  # fmt: skip
 
 

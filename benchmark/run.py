@@ -17,87 +17,82 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
+import torch
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(ROOT))
+import bc  # noqa: E402
 import common  # noqa: E402
 
+METHODS = ("laeo", "oril", "purl", "bc")
 SEEDS = (0, 1, 2)
 STEPS = {  # the easier tasks need fewer than the default
-    "FetchReach": ["--gradient-steps", "3000"],
-    "SawyerWindowOpen": ["--gradient-steps", "5000"],
-    "SawyerDrawerClose": ["--gradient-steps", "5000"],
+    "FetchReach": "--gradient-steps 3000",
+    "SawyerWindowOpen": "--gradient-steps 5000",
+    "SawyerDrawerClose": "--gradient-steps 5000",
 }
-EPISODES = {"SawyerWindowOpen": "2000", "SawyerDrawerClose": "2000"}  # of 150 steps; the others: 4,000 of 50
-SETTINGS = {  # FetchPush, 200 examples, seed 0: what the defaults, state/FetchPush-0, are compared with
-    "objective-paper": ["--policy-objective", "exp_f", "--bc-coef", "0.05"],
-    "objective-released-code": ["--policy-objective", "f", "--bc-coef", "0.5"],
-    "bc-coef-0.5": ["--bc-coef", "0.5"],
-    "learning-rate-3e-4": ["--learning-rate", "3e-4"],
-    "batch-size-512": ["--batch-size", "512"],
-    "hidden-dim-512": ["--hidden-dim", "512"],
+EPISODES = {"SawyerWindowOpen": 2000, "SawyerDrawerClose": 2000}  # of 150 steps; the others: 4,000 of 50
+SETTINGS = {  # LAEO on FetchPush, 200 examples, seed 0: what the defaults, state/laeo-FetchPush-0, are compared with
+    "objective-paper": "--policy-objective exp_f --bc-coef 0.05",
+    "objective-released-code": "--policy-objective f --bc-coef 0.5",
+    "bc-coef-0.5": "--bc-coef 0.5",
+    "learning-rate-3e-4": "--learning-rate 3e-4",
+    "batch-size-512": "--batch-size 512",
+    "hidden-dim-512": "--hidden-dim 512",
 }
+TUNING: dict[str, str] = {}
 
 
 def experiments() -> dict[str, dict[str, list[str]]]:
     """Return the command of every run, by experiment and name."""
     data = {
-        env_id: ["--env-id", env_id, "--num-episodes", EPISODES.get(env_id, "4000"), "--overwrite"]
-        for env_id in common.TASKS
+        task: f"collect_data.py --env-id {task} --num-episodes {EPISODES.get(task, 4000)} --overwrite"
+        for task in common.TASKS
     }
     state = {
-        f"{env_id}-{seed}": ["--env-id", env_id, "--seed", str(seed), *STEPS.get(env_id, [])]
-        for env_id in common.TASKS
+        f"{method}-{task}-{seed}": f"{method}.py --env-id {task} --seed {seed} {STEPS.get(task, '')}"
+        for task in common.TASKS
+        for method in METHODS
         for seed in SEEDS
     }
     examples = {
-        f"FetchPush-{n}-{seed}": [
-            "--env-id",
-            "FetchPush",
-            "--num-success",
-            str(n),
-            "--seed",
-            str(seed),
-            "--gradient-steps",
-            "10000",
-        ]
+        f"FetchPush-{n}-{seed}": f"laeo.py --env-id FetchPush --num-success {n} --seed {seed} --gradient-steps 10000"
         for n in (10, 1)
         for seed in SEEDS
     }
-    settings = {name: ["--env-id", "FetchPush", *flags] for name, flags in SETTINGS.items()}
-    random = {env_id: ["--env-id", env_id] for env_id in common.TASKS}
-    script = {"data": ["collect_data.py"], "random": ["benchmark/run.py", "--random"]}
-    runs = {"data": data, "state": state, "examples": examples, "settings": settings, "random": random}
-    return {
-        experiment: {name: [*script.get(experiment, ["laeo.py"]), *flags] for name, flags in named.items()}
-        for experiment, named in runs.items()
-    }
+    settings = {name: f"laeo.py --env-id FetchPush {flags}" for name, flags in SETTINGS.items()}
+    tuning = {name: f"{command} --env-id FetchPush --seed 3" for name, command in TUNING.items()}
+    random = {task: f"benchmark/run.py --random --env-id {task}" for task in common.TASKS}
+    runs = {"data": data, "state": state, "examples": examples, "settings": settings, "tuning": tuning}
+    runs["random"] = random
+    return {name: {run: command.split() for run, command in commands.items()} for name, commands in runs.items()}
 
 
-def play_randomly(env_id: str, run_dir: Path, episodes: int = 100) -> None:
-    """Write a result.json of uniformly random actions, on the starts that every evaluation with seed 0 uses."""
-    rng, env = np.random.default_rng(0), common.make_env(env_id)
-    results = {"seed": [], "success": [], "final_success": [], "initial_success": []}
-    for episode in range(episodes):
-        seed = common.episode_seed("evaluation", 0, episode)
-        _, info = env.reset(seed=seed)
-        solved, truncated = [info["success"]], False
-        while not truncated:
-            _, _, _, truncated, info = env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))
-            solved.append(info["success"])
-        for name, value in zip(results, (seed, any(solved[1:]), solved[-1], solved[0])):
-            results[name].append(value)
-    statistics = common.success_statistics({name: results[name] for name in results if name != "seed"})
-    common.write_json(run_dir / "result.json", {**statistics, "episodes": results})
+class RandomActor:
+    """Uniformly random actions, for the same evaluation as the methods'."""
+
+    def __init__(self, env_id: str):
+        self.generator = torch.Generator().manual_seed(0)
+        env = common.make_env(env_id)
+        self.shape = env.action_space.shape
+        env.close()
+
+    def mode(self, observation: torch.Tensor) -> torch.Tensor:
+        return torch.rand(self.shape, generator=self.generator) * 2 - 1
+
+
+def play_randomly(env_id: str, run_dir: Path) -> None:
+    """Write a result.json of uniformly random actions, on the starts of every evaluation with seed 0."""
+    episodes = bc.evaluate(RandomActor(env_id), env_id, 100, 0, torch.device("cpu"))
+    flags = {name: episodes[name] for name in ("success", "final_success", "initial_success")}
+    common.write_json(run_dir / "result.json", {**common.success_statistics(flags), "episodes": episodes})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "experiments", nargs="*", help=f"which to run: {', '.join(experiments())}; all if none is named"
-    )
+    names = ", ".join(experiments())
+    parser.add_argument("experiments", nargs="*", help=f"which to run: {names}; all if none is named")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
     parser.add_argument("--only", default="", help="run only those whose name contains this")
@@ -110,7 +105,7 @@ def main() -> None:
         return
     unknown = set(args.experiments) - set(experiments())
     if unknown:
-        sys.exit(f"error: there is no experiment {sorted(unknown)[0]}; choose from {', '.join(experiments())}.")
+        sys.exit(f"error: there is no experiment {sorted(unknown)[0]}; choose from {names}.")
     todo = []
     for experiment in args.experiments or experiments():
         for name, command in experiments()[experiment].items():

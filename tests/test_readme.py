@@ -9,15 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_training
 import tyro
 
+import bc
 import collect_data
 import common
 import laeo
+import oril
+import purl
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-SCRIPTS = {"laeo.py": laeo, "collect_data.py": collect_data}
+SCRIPTS = {"laeo.py": laeo, "oril.py": oril, "purl.py": purl, "bc.py": bc, "collect_data.py": collect_data}
 
 
 def flag_table(heading):
@@ -32,9 +36,23 @@ def flag_table(heading):
     return table
 
 
-@pytest.mark.parametrize("heading, script", [("flag", "laeo.py"), ("flag of `collect_data.py`", "collect_data.py")])
-def test_flag_tables_are_the_flags(heading, script):
-    table, fields = flag_table(heading), dataclasses.fields(SCRIPTS[script].Args)
+SHARED = {field.name for field in dataclasses.fields(common.RunArgs)}
+
+
+def own_fields(script):
+    """The fields of a script's flags that are not those of every method; purl's that are not oril's."""
+    fields = dataclasses.fields(SCRIPTS[script].Args)
+    known = set() if script == "collect_data.py" else SHARED
+    if script == "purl.py":
+        known = known | {field.name for field in dataclasses.fields(oril.Args)}
+        assert [f.default for f in fields if f.name in known] == [f.default for f in dataclasses.fields(oril.Args)]
+    return [field for field in fields if field.name not in known]
+
+
+@pytest.mark.parametrize("heading", [*(f"`{script}`" for script in SCRIPTS), "every method"])
+def test_flag_tables_are_the_flags(heading):
+    table = flag_table(f"flag of {heading}")
+    fields = dataclasses.fields(common.RunArgs) if heading == "every method" else own_fields(heading.strip("`"))
     assert list(table) == [f"--{field.name.replace('_', '-')}" for field in fields]
     for field in fields:
         default = table[f"--{field.name.replace('_', '-')}"]
@@ -63,8 +81,8 @@ def commands(text):
 
 
 def test_commands_of_readme_and_docstrings_parse():
-    found = commands(README) + commands(laeo.__doc__) + commands(collect_data.__doc__)
-    assert len(found) >= 15 and {script for script, _ in found} == set(SCRIPTS)
+    found = commands(README) + [command for script in SCRIPTS.values() for command in commands(script.__doc__)]
+    assert len(found) >= 25 and {script for script, _ in found} == set(SCRIPTS)
     for script, flags in found:
         if "--help" not in flags:
             args = tyro.cli(SCRIPTS[script].Args, args=flags)
@@ -85,13 +103,13 @@ def test_tables_are_those_of_the_results():
     assert set(re.findall(r"<!-- (\w+) -->", README)) == set(report.TABLES) | {"end"}
 
 
-def test_metrics_are_explained():
-    source = ast.parse((ROOT / "laeo.py").read_text())
-    measure = next(node for node in source.body if isinstance(node, ast.FunctionDef) and node.name == "measure")
-    names = {key.value for node in ast.walk(measure) if isinstance(node, ast.Dict) for key in node.keys}
-    assert len(names) == 8
-    for name in names:
-        assert f"`{name}`" in README, name
+@pytest.mark.parametrize("script", test_training.SCRIPTS)
+def test_metrics_are_explained(script):
+    """In the method's own section; PURL's refers to ORIL's."""
+    section = README.split(f"`{'oril' if script == 'purl' else script}.py`\n\n**Overview.**")[1].split("\n## ")[0]
+    labelled = {name.split("/")[1] for name in test_training.LABELLED} if script in ("oril", "purl") else set()
+    for name in test_training.METRICS[script] | labelled:
+        assert re.search(rf"^\|[^|]*`{name}`", section, re.MULTILINE), name
 
 
 def test_requirements_pin_the_simulators_exactly():
