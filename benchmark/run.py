@@ -41,7 +41,19 @@ SETTINGS = {  # LAEO on FetchPush, 200 examples, seed 0: what the defaults, stat
     "batch-size-512": "--batch-size 512",
     "hidden-dim-512": "--hidden-dim 512",
 }
-TUNING: dict[str, str] = {}
+TUNING = {  # of the methods that LAEO is compared with: FetchPush, 200 examples, a seed that is not in the results
+    "bc": "bc.py",
+    "oril-alpha-0.4": "oril.py --alpha 0.4",
+    "oril-alpha-1": "oril.py --alpha 1",
+    "oril-alpha-2.5": "oril.py --alpha 2.5",
+    "oril-alpha-1-slow-reward": "oril.py --alpha 1 --reward-learning-rate 1e-5",
+    "oril-alpha-2.5-slow-reward": "oril.py --alpha 2.5 --reward-learning-rate 1e-5",
+    "oril-alpha-1-slow": "oril.py --alpha 1 --learning-rate 3e-4",
+    "purl-alpha-1-eta-0.3": "purl.py --alpha 1 --eta 0.3",
+    "purl-alpha-1-eta-0.5": "purl.py --alpha 1 --eta 0.5",
+    "purl-alpha-2.5-eta-0.2": "purl.py --alpha 2.5 --eta 0.2",
+    "purl-alpha-2.5-eta-0.5": "purl.py --alpha 2.5 --eta 0.5",
+}
 
 
 def experiments() -> dict[str, dict[str, list[str]]]:
