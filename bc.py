@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 import common
 
@@ -43,7 +43,7 @@ class Args(common.RunArgs):
 # ---------------------------------------------------------------------------------------------------------- networks
 
 
-def mlp(sizes: list[int], generator: torch.Generator) -> nn.Sequential:
+def mlp(sizes: list[int], generator: Generator) -> nn.Sequential:
     """Return a ReLU network with a linear last layer, Glorot-uniform weights and zero biases."""
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
@@ -59,7 +59,7 @@ class Actor(nn.Module):
 
     LIMIT = 0.999  # actions beyond count as saturated: their density is that of the whole tail
 
-    def __init__(self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, generator: torch.Generator):
+    def __init__(self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, generator: Generator):
         super().__init__()
         self.register_buffer("observation_mean", mean.clone())
         self.register_buffer("observation_std", std.clone())
@@ -118,7 +118,7 @@ class Transitions:
         self.states, self.actions = torch.from_numpy(states).to(device), torch.from_numpy(actions).to(device)
         self.start = torch.from_numpy(start).to(device)
 
-    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+    def sample(self, batch_size: int, generator: Generator) -> Batch:
         """Draw transitions uniformly."""
         i = torch.randint(len(self.start), (batch_size,), generator=generator, device=self.start.device)
         return Batch(self.states[self.start[i]], self.actions[i])
@@ -180,9 +180,9 @@ def train(args: Args) -> dict:
     mean, std = transitions.states.mean(0).cpu(), transitions.states.std(0).cpu().clamp(min=1e-3)  # some never move
 
     seeds = run.seeds(3)
-    weights_generator = torch.Generator().manual_seed(seeds[0])  # on the CPU: the same weights on every device
-    generator = torch.Generator(device).manual_seed(seeds[1])
-    log_generator = torch.Generator(device).manual_seed(seeds[2])  # of its own: logging must not change the training
+    weights_generator = Generator().manual_seed(seeds[0])  # on the CPU: the same weights on every device
+    generator = Generator(device).manual_seed(seeds[1])
+    log_generator = Generator(device).manual_seed(seeds[2])  # of its own: logging must not change the training
     actor = Actor(mean, std, transitions.actions.shape[1], args.hidden_dim, weights_generator).to(device)
     optimizer = torch.optim.Adam(actor.parameters(), args.learning_rate, eps=1e-7, fused=True)
     parts = {"actor": actor, "optimizer": optimizer}

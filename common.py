@@ -55,7 +55,8 @@ class FetchTask(gym.Env):
     metadata = {"render_modes": []}
 
     def __init__(self, fetch_id: str, goal: tuple[float, float, float]):
-        import gymnasium_robotics  # registers its environments on import
+        with contextlib.redirect_stderr(io.StringIO()):  # a notice about Adroit tasks, which are not used here
+            import gymnasium_robotics  # registers its environments on import
 
         gym.register_envs(gymnasium_robotics)
         self.inner = gym.make(fetch_id).unwrapped
@@ -491,7 +492,7 @@ def _load_array(path: Path, dtype: str, checksum: str | None) -> np.ndarray:
 def load_dataset(
     path: Path, env_id: str, num_success: int, rng: np.random.Generator, allow_version_mismatch: bool = False
 ) -> Dataset:
-    """Open a dataset, check it, and draw `num_success` of its success examples without replacement.
+    """Open a dataset, check it, and draw `num_success` of its success examples, or none, without replacement.
 
     Raises UserError if the dataset is of another task or was made with another version of the simulator (unless
     `allow_version_mismatch`), if an array is damaged, not finite or of the wrong shape, or if examples are too few.
@@ -527,7 +528,7 @@ def load_dataset(
     if lengths.min() < 1 or lengths.max() > steps:
         raise UserError(f"error: {path}/lengths.npy must hold numbers from 1 to {steps}.")
     if not 0 <= num_success <= len(examples):
-        raise UserError(f"error: --num-success is {num_success}; {path} has {len(examples)} success examples.")
+        raise UserError(f"error: --num-success is {num_success}; {path} has success examples for 1 to {len(examples)}.")
     chosen = rng.permutation(len(examples))[:num_success]  # so that fewer examples are a part of more examples
     return Dataset(observations, actions, np.array(lengths), np.array(examples[chosen]))
 

@@ -40,7 +40,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 import common
 
@@ -70,7 +70,7 @@ class Args(common.RunArgs):
 # ---------------------------------------------------------------------------------------------------------- networks
 
 
-def mlp(sizes: list[int], generator: torch.Generator) -> nn.Sequential:
+def mlp(sizes: list[int], generator: Generator) -> nn.Sequential:
     """Return a ReLU network with a linear last layer, Glorot-uniform weights and zero biases."""
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
@@ -86,7 +86,7 @@ class Actor(nn.Module):
 
     LIMIT = 0.999  # actions beyond count as saturated: their density is that of the whole tail
 
-    def __init__(self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, generator: torch.Generator):
+    def __init__(self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, generator: Generator):
         super().__init__()
         self.register_buffer("observation_mean", mean.clone())
         self.register_buffer("observation_std", std.clone())
@@ -117,7 +117,7 @@ class Critic(nn.Module):
     """Twin contrastive critics f_k(s, a, g) = phi_k(s, a)^T psi_k(g), k = 1, 2."""
 
     def __init__(
-        self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, repr_dim: int, generator: torch.Generator
+        self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, repr_dim: int, generator: Generator
     ):
         super().__init__()
         self.register_buffer("observation_mean", mean.clone())
@@ -194,7 +194,7 @@ class Transitions:
         remaining = np.concatenate([np.arange(n, 0, -1) for n in lengths])
         self.start, self.remaining = torch.from_numpy(start).to(device), torch.from_numpy(remaining).to(device)
 
-    def sample(self, batch_size: int, discount: float, generator: torch.Generator) -> Batch:
+    def sample(self, batch_size: int, discount: float, generator: Generator) -> Batch:
         """Draw transitions uniformly, and for each a state k >= 1 steps later with P(k) proportional to discount^k."""
         device = self.states.device
         i = torch.randint(len(self.start), (batch_size,), generator=generator, device=device)
@@ -215,7 +215,7 @@ def update(
     critic: Critic,
     optimizer: torch.optim.Optimizer,
     args: Args,
-    generator: torch.Generator,
+    generator: Generator,
 ) -> None:
     """Take one gradient step of both networks, from the same batch and the same parameters."""
     optimizer.zero_grad()
@@ -295,9 +295,9 @@ def train(args: Args) -> dict:
     mean, std = transitions.states.mean(0).cpu(), transitions.states.std(0).cpu().clamp(min=1e-3)  # some never move
 
     seeds = run.seeds(3)
-    weights_generator = torch.Generator().manual_seed(seeds[0])  # on the CPU: the same weights on every device
-    generator = torch.Generator(device).manual_seed(seeds[1])
-    log_generator = torch.Generator(device).manual_seed(seeds[2])  # of its own: logging must not change the training
+    weights_generator = Generator().manual_seed(seeds[0])  # on the CPU: the same weights on every device
+    generator = Generator(device).manual_seed(seeds[1])
+    log_generator = Generator(device).manual_seed(seeds[2])  # of its own: logging must not change the training
     sizes = transitions.actions.shape[1], args.hidden_dim
     actor = Actor(mean, std, *sizes, weights_generator).to(device)
     critic = Critic(mean, std, *sizes, args.repr_dim, weights_generator).to(device)

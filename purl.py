@@ -14,15 +14,14 @@ Differences from the baseline of the LAEO paper (Hatch et al. 2023) and from its
  1. The reward's loss has a floor. The code's is linear in the examples' logits and falls without end as they grow, in a
     prototype to -12,714 within 10,000 steps (tests/test_oril.py shows it).
  2. The critic learns from the learned reward, as the paper says. The code computes it and then takes the true one.
- 3. The reward is that of the state in which a transition arrives, and the classifier's unlabelled states are such; in
-    the code they are those from which it starts: an action is credited one step late, an episode's last state never.
+ 3. The reward is that of the state in which a transition arrives, and the unlabelled states are such; in the code they
+    are those from which it starts: an action is credited one step late, an episode's last state never.
  4. The classifier sees all success examples at every step; the code draws a batch of them with replacement.
- 5. Target noise is drawn for each transition and each dimension, and is the same for the twins, as in TD3. The code
-    draws one vector for a whole batch, and another one for each twin.
+ 5. Target noise is drawn for each transition and dimension, alike for the twins, as in TD3; in the code for each twin.
  6. Both target networks follow in the policy's delayed steps, as in TD3; in the code the critics' follow at every step.
- 7. Standardised observations and examples, ReLU networks without layer normalisation, widths, batches, steps, and a
-    learning rate that falls to zero are those of laeo.py, for comparison.
- 8. alpha is 1 and eta 0.3, the best in a search (README.md); TD3+BC's own alpha is 2.5, the code has 0.5 and 0.5.
+ 7. Standardised observations, widths, batches, steps, and a learning rate that falls to zero are laeo.py's, for
+    comparison. Layer normalisation is in the critic alone; the code has it in the actor too.
+ 8. alpha is 1 and eta 0.3, from a search (README.md); TD3+BC's own alpha is 2.5, the code has 0.5 and 0.5.
 Episodes end by the step limit alone, not because something happened: targets bootstrap through their ends.
 """
 
@@ -35,7 +34,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+from torch.optim import Adam
 
 import common
 
@@ -71,21 +71,22 @@ class Args(common.RunArgs):
 # ---------------------------------------------------------------------------------------------------------- networks
 
 
-def mlp(sizes: list[int], generator: torch.Generator) -> nn.Sequential:
+def mlp(sizes: list[int], generator: Generator, layer_norm: bool = False) -> nn.Sequential:
     """Return a ReLU network with a linear last layer, Glorot-uniform weights and zero biases."""
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
         linear = nn.Linear(fan_in, fan_out)
         nn.init.xavier_uniform_(linear.weight, generator=generator)
         nn.init.zeros_(linear.bias)
-        layers += [linear, nn.ReLU()] if i < len(sizes) - 2 else [linear]
+        hidden = [linear, nn.LayerNorm(fan_out), nn.ReLU()] if layer_norm else [linear, nn.ReLU()]
+        layers += hidden if i < len(sizes) - 2 else [linear]
     return nn.Sequential(*layers)
 
 
 class Actor(nn.Module):
     """Deterministic policy. Mean and standard deviation of the observations are part of it."""
 
-    def __init__(self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, generator: torch.Generator):
+    def __init__(self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, generator: Generator):
         super().__init__()
         self.register_buffer("observation_mean", mean.clone())
         self.register_buffer("observation_std", std.clone())
@@ -97,14 +98,14 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """Twin Q-functions."""
+    """Twin Q-functions. Layer normalisation keeps their values from growing where no data are."""
 
-    def __init__(self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, generator: torch.Generator):
+    def __init__(self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, generator: Generator):
         super().__init__()
         self.register_buffer("observation_mean", mean.clone())
         self.register_buffer("observation_std", std.clone())
         sizes = [len(mean) + action_dim, hidden_dim, hidden_dim, 1]
-        self.nets = nn.ModuleList(mlp(sizes, generator) for _ in "12")
+        self.nets = nn.ModuleList(mlp(sizes, generator, layer_norm=True) for _ in "12")
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """Return Q_k(s, a), k = 1, 2, as [2, B]."""
@@ -115,7 +116,7 @@ class Critic(nn.Module):
 class Reward(nn.Module):
     """Classifier of success examples; the sigmoid of its logit is the learned reward."""
 
-    def __init__(self, mean: Tensor, std: Tensor, hidden_dim: int, generator: torch.Generator):
+    def __init__(self, mean: Tensor, std: Tensor, hidden_dim: int, generator: Generator):
         super().__init__()
         self.register_buffer("observation_mean", mean.clone())
         self.register_buffer("observation_std", std.clone())
@@ -137,10 +138,7 @@ def reward_loss(examples: Tensor, data: Tensor, eta: float) -> Tensor:
 
 
 def critic_target(reward: Tensor, next_q: Tensor, discount: float) -> Tensor:
-    """TD3's target [B] from rewards [B] and the target critics' Q [2, B] of next state and next action.
-
-    Every transition bootstraps, an episode's last one too: the step limit is no event that the state could know of.
-    """
+    """TD3's target [B] from rewards [B] and the target critics' Q [2, B] of what follows, at episode ends as well."""
     return reward + discount * next_q.amin(0)
 
 
@@ -179,7 +177,7 @@ class Transitions:
         self.states, self.actions = torch.from_numpy(states).to(device), torch.from_numpy(actions).to(device)
         self.start = torch.from_numpy(start).to(device)
 
-    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+    def sample(self, batch_size: int, generator: Generator) -> Batch:
         """Draw transitions uniformly."""
         i = torch.randint(len(self.start), (batch_size,), generator=generator, device=self.start.device)
         return Batch(self.states[self.start[i]], self.actions[i], self.states[self.start[i] + 1])
@@ -191,7 +189,7 @@ class Transitions:
 class Networks(nn.Module):
     """Everything that is learned, and the target networks that follow it."""
 
-    def __init__(self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, generator: torch.Generator):
+    def __init__(self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, generator: Generator):
         super().__init__()
         self.actor = Actor(mean, std, action_dim, hidden_dim, generator)
         self.critic = Critic(mean, std, action_dim, hidden_dim, generator)
@@ -200,7 +198,7 @@ class Networks(nn.Module):
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
 
 
-def target_action(actor: Actor, observation: Tensor, args: Args, generator: torch.Generator) -> Tensor:
+def target_action(actor: Actor, observation: Tensor, args: Args, generator: Generator) -> Tensor:
     """Return the target policy's actions [B, actions] with TD3's clipped noise, another one for every number."""
     action = actor.mode(observation)
     noise = args.policy_noise * torch.randn(action.shape, generator=generator, device=action.device)
@@ -208,13 +206,7 @@ def target_action(actor: Actor, observation: Tensor, args: Args, generator: torc
 
 
 def update(
-    batch: Batch,
-    examples: Tensor,
-    networks: Networks,
-    optimizer: torch.optim.Optimizer,
-    args: Args,
-    generator: torch.Generator,
-    step: int,
+    batch: Batch, examples: Tensor, networks: Networks, optimizer: Adam, args: Args, generator: Generator, step: int
 ) -> None:
     """Take one gradient step of reward and critic, and after every second one a step of policy and targets."""
     optimizer.zero_grad()
@@ -241,9 +233,7 @@ def update(
 
 
 @torch.no_grad()
-def measure(
-    batch: Batch, examples: Tensor, networks: Networks, args: Args, generator: torch.Generator
-) -> dict[str, float]:
+def measure(batch: Batch, examples: Tensor, networks: Networks, args: Args, generator: Generator) -> dict[str, float]:
     """Metrics of one batch; README.md explains each."""
     logits, logits_examples = networks.reward(batch.next_observation), networks.reward(examples)
     next_action = target_action(networks.target_actor, batch.next_observation, args, generator)
@@ -310,16 +300,14 @@ def train(args: Args) -> dict:
     mean, std = transitions.states.mean(0).cpu(), transitions.states.std(0).cpu().clamp(min=1e-3)  # some never move
 
     seeds = run.seeds(3)
-    weights_generator = torch.Generator().manual_seed(seeds[0])  # on the CPU: the same weights on every device
-    generator = torch.Generator(device).manual_seed(seeds[1])
-    log_generator = torch.Generator(device).manual_seed(seeds[2])  # of its own: logging must not change the training
+    weights_generator = Generator().manual_seed(seeds[0])  # on the CPU: the same weights on every device
+    generator = Generator(device).manual_seed(seeds[1])
+    log_generator = Generator(device).manual_seed(seeds[2])  # of its own: logging must not change the training
     sizes = transitions.actions.shape[1], args.hidden_dim
     networks = Networks(mean, std, *sizes, weights_generator).to(device)
-    groups = [
-        {"params": [*networks.actor.parameters(), *networks.critic.parameters()], "lr": args.learning_rate},
-        {"params": networks.reward.parameters(), "lr": args.reward_learning_rate},
-    ]
-    optimizer = torch.optim.Adam(groups, eps=1e-7, fused=True)
+    fast = [*networks.actor.parameters(), *networks.critic.parameters()]
+    groups = [{"params": fast}, {"params": networks.reward.parameters()}]
+    optimizer = Adam(groups, eps=1e-7, fused=True)
     parts = {"networks": networks, "optimizer": optimizer}
     run.start({**parts, "generator": generator, "log_generator": log_generator})
 
@@ -332,8 +320,8 @@ def train(args: Args) -> dict:
         for step in range(run.first_step, args.gradient_steps):
             if args.eval_interval and step % args.eval_interval == 0:
                 evaluate_now(step)
-            for group, learning_rate in zip(optimizer.param_groups, (args.learning_rate, args.reward_learning_rate)):
-                group["lr"] = learning_rate * (1 - step / args.gradient_steps)
+            for group, rate in zip(optimizer.param_groups, (args.learning_rate, args.reward_learning_rate)):
+                group["lr"] = rate * (1 - step / args.gradient_steps)
             batch = transitions.sample(args.batch_size, generator)
             update(batch, examples, networks, optimizer, args, generator, step)
             if (step + 1) % args.log_interval == 0:

@@ -704,10 +704,14 @@ def test_success_examples_are_distinct_rows_chosen_by_the_generator(tmp_path):
     assert sorted(other) == sorted(pool) and other != everything
 
 
-@pytest.mark.parametrize("num_success", [-1, 0, 9])
+@pytest.mark.parametrize("num_success", [-1, 9])
 def test_num_success_must_be_there(num_success, tmp_path):
     message = refusal(load, write_dataset(tmp_path / "data"), num_success)
     assert f"--num-success is {num_success}" in message and "1 to 8" in message
+
+
+def test_a_method_that_looks_at_no_example_gets_none(tmp_path):
+    assert load(write_dataset(tmp_path / "data"), 0).success_examples.shape == (0, 10)
 
 
 def with_value(name: str, index: tuple, value: float, **kwargs) -> np.ndarray:

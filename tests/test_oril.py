@@ -1,5 +1,7 @@
 """ORIL and PURL: reward losses, TD3+BC and its parts against independent computations; only the reward loss differs."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -282,3 +284,60 @@ def test_td3_finds_the_exact_q_function_of_a_small_mdp(learn_policy):
     for twin in q.numpy():
         np.testing.assert_allclose(twin.reshape(num_states, 5), exact, rtol=0.05)
     assert np.ptp(exact) > 0.5
+
+
+# ------------------------------------------------------------------------------------------------ batches and the task
+
+
+def test_next_observation_is_the_next_one_of_the_same_episode():
+    """Observation (episode, step), action episode + step / 10, zeros behind an episode's end."""
+    lengths = np.array([3, 5, 1], np.int32)
+    observations, actions = np.full((3, 6, 2), -1, np.float32), np.full((3, 5, 1), -1, np.float32)
+    for episode, length in enumerate(lengths):
+        observations[episode, : length + 1] = [(episode, t) for t in range(length + 1)]
+        actions[episode, :length, 0] = episode + np.arange(length) / 10
+    data = common.Dataset(observations, actions, lengths, observations[:1, 0])
+    transitions = oril.Transitions(data, np.array([2, 0, 1]), torch.device("cpu"))
+    batch = transitions.sample(2000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(batch.action[:, 0], batch.observation[:, 0] + batch.observation[:, 1] / 10)
+    assert torch.equal(batch.next_observation, batch.observation + torch.tensor([0.0, 1.0]))
+    assert len(batch.observation.unique(dim=0)) == 9
+
+
+def test_metrics_against_an_independent_computation():
+    networks, (batch, examples) = make_networks(), make_batch()
+    scatter_targets(networks)
+    args = oril.Args(discount=0.9, policy_noise=0.0)
+    metrics = oril.measure(batch, examples, networks, args, torch.Generator())
+    sigma = {name: torch.sigmoid(networks.reward(x)) for name, x in (("e", examples), ("d", batch.next_observation))}
+    assert metrics["reward_examples"] == pytest.approx(sigma["e"].mean().item())
+    assert metrics["reward_data"] == pytest.approx(sigma["d"].mean().item())
+    q = networks.critic(batch.observation, batch.action).detach()
+    assert metrics["q_data"] == pytest.approx(torch.minimum(*q).mean().item())
+    action = networks.actor.mode(batch.observation).detach()
+    assert metrics["q_policy"] == pytest.approx(
+        torch.minimum(*networks.critic(batch.observation, action)).mean().item()
+    )
+    assert metrics["bc_error"] == pytest.approx(((action - batch.action) ** 2).mean().item())
+    states = {"success": examples, "failure": batch.observation, "start": batch.next_observation}
+    labelled = oril.measure_labelled(states, networks)
+    assert labelled["reward_success"] == pytest.approx(sigma["e"].mean().item())
+    assert labelled["reward_failure"] == pytest.approx(torch.sigmoid(networks.reward(batch.observation)).mean().item())
+    start = batch.next_observation
+    q_start = torch.minimum(*networks.critic(start, networks.actor.mode(start))).mean().item()
+    assert labelled["q_start"] == pytest.approx(q_start)
+    without = oril.measure_labelled({**states, "success": examples[:0]}, networks)
+    assert set(without) == {"reward_failure", "q_start"}  # no such state, no such metric
+
+
+@pytest.mark.parametrize("script", [oril, purl])
+def test_learns_to_reach_from_examples(script, reach_dataset, tmp_path):
+    """The whole method on the real task, from 40 mixed episodes."""
+    settings = {"gradient_steps": 2000, "batch_size": 128, "hidden_dim": 128, "eval_interval": 0, "eval_episodes": 2}
+    args = script.Args(
+        dataset=reach_dataset, run_dir=tmp_path / "run", num_success=10, holdout_fraction=0.2, **settings
+    )
+    assert script.train(args)["success_rate"] == 1.0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "heldout/reward_success" in line][-1]
+    assert last["heldout/reward_success"] > last["heldout/reward_failure"] + 0.3

@@ -1,10 +1,14 @@
 """Minutes of real training: run with `pytest -m slow`."""
 
+import json
+
 import pytest
 
 import collect_data
 import common
 import laeo
+import oril
+import purl
 
 
 @pytest.mark.slow
@@ -33,3 +37,16 @@ def test_training_the_agent_solves_reaching(tmp_path):
     behavior = collect_data.train_agent(args)
     collect_data.calibrate(args, behavior["checkpoints"])
     assert max(checkpoint["success_rate"] for checkpoint in behavior["checkpoints"]) >= 0.9
+
+
+@pytest.mark.slow
+def test_learned_rewards_push_better_than_their_data(tmp_path):
+    """FetchPush, a quarter of the data; the learned reward tells held-out successes from failures."""
+    data = collect_data.collect(collect_data.Args(env_id="FetchPush", num_episodes=1000, output=tmp_path / "data"))
+    for script in (oril, purl):
+        run_dir = tmp_path / script.__name__
+        args = script.Args(env_id="FetchPush", dataset=tmp_path / "data", run_dir=run_dir, gradient_steps=10_000)
+        assert script.train(args)["success_rate"] > data["success_rate"] + 0.05
+        rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        last = [row for row in rows if "heldout/reward_success" in row][-1]
+        assert last["heldout/reward_success"] > 5 * last["heldout/reward_failure"]
