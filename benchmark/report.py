@@ -73,8 +73,8 @@ def tasks_table() -> str:
     for env_id in common.TASKS:
         mine, data = of_task(runs, "laeo", env_id), datasets[env_id]
         lines.append(
-            f"| {env_id} | {data['success_rate']:.3f} / {data['final_success_rate']:.3f} | {random[env_id]['success_rate']:.3f} "
-            f"| {np.mean([run['initial_success_rate'] for run in mine]):.3f} |"
+            f"| {env_id} | {data['success_rate']:.3f} / {data['final_success_rate']:.3f} "
+            f"| {random[env_id]['success_rate']:.3f} | {np.mean([run['initial_success_rate'] for run in mine]):.3f} |"
         )
     return "\n".join(lines)
 

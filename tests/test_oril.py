@@ -331,13 +331,11 @@ def test_metrics_against_an_independent_computation():
 
 
 @pytest.mark.parametrize("script", [oril, purl])
-def test_learns_to_reach_from_examples(script, reach_dataset, tmp_path):
-    """The whole method on the real task, from 40 mixed episodes."""
-    settings = {"gradient_steps": 2000, "batch_size": 128, "hidden_dim": 128, "eval_interval": 0, "eval_episodes": 2}
-    args = script.Args(
-        dataset=reach_dataset, run_dir=tmp_path / "run", num_success=10, holdout_fraction=0.2, **settings
-    )
-    assert script.train(args)["success_rate"] == 1.0
+def test_learned_reward_is_success_on_states_it_has_not_seen(script, reach_dataset, tmp_path):
+    """On the real task, from 40 mixed episodes; that policies succeed is in tests/test_slow.py, it takes minutes."""
+    settings = {"gradient_steps": 500, "batch_size": 128, "hidden_dim": 128, "eval_interval": 0, "eval_episodes": 1}
+    settings |= {"num_success": 50, "holdout_fraction": 0.2, "reward_learning_rate": 3e-4}
+    script.train(script.Args(dataset=reach_dataset, run_dir=tmp_path / "run", **settings))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if "heldout/reward_success" in line][-1]
     assert last["heldout/reward_success"] > last["heldout/reward_failure"] + 0.3
