@@ -581,10 +581,12 @@ class Run:
         self.clock("data")
         if args.resume is not None:
             self.checkpoint = load_weights(args.resume / "checkpoint.pt")
-            if self.checkpoint.get("method") != method:
-                made_by = self.checkpoint.get("method", "another version")
-                raise UserError(f"error: {args.resume} is a run of {made_by}, not of {method}; resume it with that.")
-            flags = self.checkpoint["args"]
+            made_by, flags = self.checkpoint.get("method"), self.checkpoint.get("args", {})
+            if made_by != method or set(flags) != set(vars(args)):
+                made_by = made_by if made_by not in (None, method) else "another version"
+                raise UserError(
+                    f"error: {args.resume} is a run of {made_by}, not of this {method}.py; resume it there."
+                )
             args = type(args)(
                 **{**flags, "run_dir": args.resume, "dataset": flags["dataset"] and Path(flags["dataset"])}
             )

@@ -71,9 +71,8 @@ def experiments() -> dict[str, dict[str, list[str]]]:
         for seed in SEEDS
     }
     examples = {
-        f"{method}-{n}-{seed}": f"{method}.py --env-id FetchPush --num-success {n} --seed {seed}"
+        f"FetchPush-{n}-{seed}": f"laeo.py --env-id FetchPush --num-success {n} --seed {seed} --gradient-steps 10000"
         for n in (10, 1)
-        for method in ("laeo", "oril", "purl")
         for seed in SEEDS
     }
     settings = {name: f"laeo.py --env-id FetchPush {flags}" for name, flags in SETTINGS.items()}

@@ -340,8 +340,13 @@ def test_run_directory_is_not_used_twice(reach_dataset, tmp_path):
 def test_run_is_not_resumed_on_other_data_or_by_another_method(reach_dataset, tmp_path):
     shutil.copytree(reach_dataset, tmp_path / "data")
     oril.train(small_args(oril, tmp_path / "data", tmp_path / "run", gradient_steps=2))
-    with pytest.raises(common.UserError, match="is a run of oril, not of purl"):
+    with pytest.raises(common.UserError, match="is a run of oril, not of this purl.py"):
         purl.train(purl.Args(resume=tmp_path / "run"))
+    checkpoint = common.load_weights(tmp_path / "run" / "checkpoint.pt")
+    older = {**checkpoint, "args": {**checkpoint["args"], "a_flag_that_is_gone": 1}}
+    common.save_weights(tmp_path / "older" / "checkpoint.pt", older)
+    with pytest.raises(common.UserError, match="is a run of another version, not of this oril.py"):
+        oril.train(oril.Args(resume=tmp_path / "older"))
     metadata = json.loads((tmp_path / "data" / "metadata.json").read_text())
     metadata["sha256"]["actions"] = "0" * 64
     (tmp_path / "data" / "metadata.json").write_text(json.dumps(metadata))
