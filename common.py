@@ -1,11 +1,11 @@
-"""Tasks (environment wrappers) and dataset files, shared by every script. Nothing in this file computes a gradient.
+"""Tasks (environment wrappers), dataset files and runs, shared by every script. Nothing here computes a gradient.
 
 A dataset is a directory of flat arrays, padded to the longest episode, and one JSON file:
 
     observations.npy      [episodes, steps + 1, ...]   float32   o_0 ... o_T; rows behind an episode's end are zero
     actions.npy           [episodes, steps, actions]   float32   a_t leads from o_t to o_(t+1)
     lengths.npy           [episodes]                   int32     T, the number of actions of each episode
-    successes.npy         [episodes, steps + 1]        bool      only statistics and the choice of examples read this
+    successes.npy         [episodes, steps + 1]        bool      for statistics, metrics and the choice of examples only
     success_examples.npy  [examples, ...]              float32   observations that solve the task, in random order
     metadata.json         where the data comes from: task, seed, success rates, simulator versions, checksums
 """
