@@ -7,7 +7,7 @@ temporal differences, learns that reward's Q-function and a policy that maximise
 Xu and Denil 2019, "Positive-Unlabeled Reward Learning", with the non-negative risk of Kiryo et al. 2017; TD3+BC is
 Fujimoto and Gu 2021, "A Minimalist Approach to Offline Reinforcement Learning". ORIL is the same with another loss.
 
-    python purl.py --env-id FetchReach --gradient-steps 3000
+    python purl.py --env-id FetchReach --gradient-steps 10000
     python purl.py --env-id FetchPush --num-success 10
 
 Differences from the baseline of the LAEO paper (Hatch et al. 2023) and from its released code, each with its reason:
@@ -257,7 +257,7 @@ def measure_labelled(states: dict[str, Tensor], networks: Networks) -> dict[str,
     """Metrics of held-out states by the labels `success`, `failure` and `start`, which the training never sees."""
     metrics = {f"reward_{label}": networks.reward(states[label]).sigmoid().mean() for label in ("success", "failure")}
     metrics["q_start"] = networks.critic(states["start"], networks.actor.mode(states["start"])).amin(0).mean()
-    return {name: value.item() for name, value in metrics.items() if torch.isfinite(value)}
+    return {name: value.item() for name, value in metrics.items() if torch.isfinite(value)}  # none of a label: no mean
 
 
 @torch.inference_mode()

@@ -133,7 +133,7 @@ def test_critic_target_and_losses_against_numpy():
 
 
 def test_policy_loss_is_normalised_and_its_normaliser_has_no_gradient():
-    """TD3+BC, Eq. 3 and 4: with lambda = alpha / mean |Q|, minus lambda mean Q plus the mean squared error."""
+    """With lambda = alpha / mean |Q|, minus lambda mean Q plus the mean squared error."""
     rng = np.random.default_rng(3)
     q, action, data = rng.normal(size=8) * 50, rng.uniform(-1, 1, (8, 2)), rng.uniform(-1, 1, (8, 2))
     q_tensor, action_tensor = (torch.from_numpy(x).requires_grad_(True) for x in (q, action))
