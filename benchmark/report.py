@@ -49,10 +49,7 @@ def of_task(runs: dict[str, dict], method: str, env_id: str) -> list[dict]:
 def state_table() -> str:
     """All methods on the state tasks."""
     runs = load("state")
-    lines = [
-        "| task | method | any step | each seed | last step | each seed | minutes |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| task | method | any step | each seed | last step | each seed | steps | minutes |", "|---" * 8 + "|"]
     for env_id in common.TASKS:
         for method, name in METHODS.items():
             mine = of_task(runs, method, env_id)
