@@ -134,7 +134,7 @@ def reward_loss(examples: Tensor, data: Tensor, eta: float) -> Tensor:
     """Non-negative positive-unlabelled risk from the logits of success examples [num_success], and of the data [B]."""
     positive = eta * F.softplus(-examples).mean()
     negative = F.softplus(data).mean() - eta * F.softplus(examples).mean()  # data without their share of successes
-    return positive + negative.clamp(min=0)  # a mean loss cannot be negative: below zero, it is the examples' noise
+    return positive + negative.clamp(min=0)  # a mean loss is never negative: noise, or eta too large
 
 
 def critic_target(reward: Tensor, next_q: Tensor, discount: float) -> Tensor:
