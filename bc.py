@@ -54,20 +54,41 @@ def mlp(sizes: list[int], generator: Generator) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class Actor(nn.Module):
-    """Tanh-normal policy pi(a | s). Mean and standard deviation of the observations are part of it."""
+class Encoder(nn.Module):
+    """Standardises observations [B, D]; of images [B, 64, 64, 3] a convolutional network then makes features."""
 
-    LIMIT = 0.999  # actions beyond count as saturated: their density is that of the whole tail
-
-    def __init__(self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, generator: Generator):
+    def __init__(self, mean: Tensor, std: Tensor, channels: int, generator: Generator):
         super().__init__()
         self.register_buffer("observation_mean", mean.clone())
         self.register_buffer("observation_std", std.clone())
-        self.net = mlp([len(mean), hidden_dim, hidden_dim, 2 * action_dim], generator)
+        self.net, self.dim = nn.Identity(), mean.numel()  # dim: how many features
+        if mean.ndim == 3:
+            a, b, self.dim = channels, 2 * channels, 2 * channels * (mean.shape[0] // 8) * (mean.shape[1] // 8)
+            convolutions = nn.Conv2d(3, a, 8, 4, 2), nn.Conv2d(a, b, 4, 2, 1), nn.Conv2d(b, b, 3, 1, 1)
+            self.net = nn.Sequential(*(layer for c in convolutions for layer in (c, nn.ReLU())), nn.Flatten(-3))
+            for convolution in convolutions:
+                nn.init.xavier_uniform_(convolution.weight, generator=generator)
+                nn.init.zeros_(convolution.bias)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return features [B, dim] of observations, float32 or, for images, uint8."""
+        x = (observation - self.observation_mean) / self.observation_std
+        return self.net(x.movedim(-1, -3) if self.observation_mean.ndim == 3 else x)
+
+
+class Actor(nn.Module):
+    """Tanh-normal policy pi(a | s)."""
+
+    LIMIT = 0.999  # actions beyond count as saturated: their density is that of the whole tail
+
+    def __init__(self, encoder: Encoder, action_dim: int, hidden_dim: int, generator: Generator):
+        super().__init__()
+        self.encoder = encoder
+        self.net = mlp([encoder.dim, hidden_dim, hidden_dim, 2 * action_dim], generator)
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and the standard deviation, each [B, actions], of the normal law under the tanh."""
-        mean, std = self.net((observation - self.observation_mean) / self.observation_std).chunk(2, -1)
+        mean, std = self.net(self.encoder(observation)).chunk(2, -1)
         return mean, F.softplus(std) + 0.1
 
     def mode(self, observation: Tensor) -> Tensor:
@@ -98,30 +119,14 @@ def bc_loss(log_prob: Tensor) -> Tensor:
 
 
 class Batch(NamedTuple):
-    observation: Tensor  # [B, D]
+    observation: Tensor  # [B, ...]
     action: Tensor  # [B, actions]
 
 
-class Transitions:
-    """All transitions of some episodes as flat tensors on the training device.
-
-    states    o_0 o_1 ... o_T | o_0 o_1 ... o_T | ...     one row per state, episodes end to end
-    start     0   1  ... T-1  | T+1 ...                   the row of each transition's first state (o_T starts none)
-    """
-
-    def __init__(self, data: common.Dataset, episodes: np.ndarray, device: torch.device):
-        lengths = data.lengths[episodes]
-        states = np.concatenate([data.observations[e, : n + 1] for e, n in zip(episodes, lengths)])
-        actions = np.concatenate([data.actions[e, :n] for e, n in zip(episodes, lengths)])
-        first = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
-        start = np.concatenate([f + np.arange(n) for f, n in zip(first, lengths)])
-        self.states, self.actions = torch.from_numpy(states).to(device), torch.from_numpy(actions).to(device)
-        self.start = torch.from_numpy(start).to(device)
-
-    def sample(self, batch_size: int, generator: Generator) -> Batch:
-        """Draw transitions uniformly."""
-        i = torch.randint(len(self.start), (batch_size,), generator=generator, device=self.start.device)
-        return Batch(self.states[self.start[i]], self.actions[i])
+def sample(transitions: common.Transitions, args: Args, generator: Generator) -> Batch:
+    """Draw transitions uniformly."""
+    i = torch.randint(len(transitions.start), (args.batch_size,), generator=generator, device=transitions.start.device)
+    return Batch(transitions.gather(transitions.start[i], args.random_shift, generator), transitions.actions[i])
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -175,18 +180,20 @@ def train(args: Args) -> dict:
     run = common.Run(Path(__file__).stem, args)
     args, device = run.args, run.device
     data, training_episodes, heldout_episodes = run.load_data(0)
-    transitions = Transitions(data, training_episodes, device)
-    heldout = Transitions(data, heldout_episodes, device)
-    mean, std = transitions.states.mean(0).cpu(), transitions.states.std(0).cpu().clamp(min=1e-3)  # some never move
+    transitions = common.Transitions(data, training_episodes, device)
+    heldout = common.Transitions(data, heldout_episodes, device)
+    mean, std = transitions.statistics()
 
     seeds = run.seeds(3)
     weights_generator = Generator().manual_seed(seeds[0])  # on the CPU: the same weights on every device
     generator = Generator(device).manual_seed(seeds[1])
     log_generator = Generator(device).manual_seed(seeds[2])  # of its own: logging must not change the training
-    actor = Actor(mean, std, transitions.actions.shape[1], args.hidden_dim, weights_generator).to(device)
+    encoder = Encoder(mean, std, args.channels, weights_generator)
+    actor = Actor(encoder, transitions.actions.shape[1], args.hidden_dim, weights_generator).to(device)
     optimizer = torch.optim.Adam(actor.parameters(), args.learning_rate, eps=1e-7, fused=True)
     parts = {"actor": actor, "optimizer": optimizer}
-    run.start({**parts, "generator": generator, "log_generator": log_generator})
+    batches = common.Batches(lambda: sample(transitions, args, generator), generator, transitions.states)
+    run.start({**parts, "batches": batches, "log_generator": log_generator})
 
     def evaluate_now(step: int) -> dict[str, list]:
         run.clock("evaluation")
@@ -199,14 +206,13 @@ def train(args: Args) -> dict:
                 evaluate_now(step)
             for group in optimizer.param_groups:  # a policy that still moves much is good or bad by the hour
                 group["lr"] = args.learning_rate * (1 - step / args.gradient_steps)
-            batch = transitions.sample(args.batch_size, generator)
-            update(batch, actor, optimizer)
+            update(next(batches), actor, optimizer)
             if (step + 1) % args.log_interval == 0:
                 for name, source in (("train", transitions), ("heldout", heldout)):
-                    batch = source.sample(args.batch_size, log_generator)
+                    batch = sample(source, args, log_generator)
                     run.log(step + 1, name, measure(batch, actor))
             run.end_step(step + 1, interrupted)
-        return run.finish(evaluate_now(args.gradient_steps))
+        return run.finish(evaluate_now(args.gradient_steps), actor.mode)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ import common
 @dataclass
 class Args:
     env_id: str = "FetchReach"
-    """the task: FetchReach, FetchPush, SawyerWindowOpen or SawyerDrawerClose"""
+    """the task: FetchReach, FetchPush, FetchReachImage, FetchPushImage, FetchPushImageOccluded, SawyerWindowOpen or
+    SawyerDrawerClose"""
     quality: str = "medium"
     """medium: 45 to 50 % of the episodes succeed; hard: 8 to 12 %"""
     num_episodes: int = 4000
@@ -437,7 +438,10 @@ def mixture(success_rates: list[float], target: float) -> np.ndarray:
 
 
 def roll_out(env: gym.Env, env_id: str, actor: Actor, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Play one episode for the task's goal; return observations [T + 1, D], actions [T, A] and successes [T + 1]."""
+    """Play one episode for the task's goal; return observations [T + 1, ...], actions [T, A] and successes [T + 1].
+
+    The policy acts on the state also where the observations are pictures, so that these are of the very same episodes.
+    """
     generator = torch.Generator().manual_seed(seed)
     noise_scale = torch.rand((), generator=generator)
     goal = torch.tensor(common.TASKS[env_id].desired_goal)
@@ -446,7 +450,7 @@ def roll_out(env: gym.Env, env_id: str, actor: Actor, seed: int) -> tuple[np.nda
     while not truncated:
         noise = noise_scale * torch.randn(env.action_space.shape[0], generator=generator)
         with torch.inference_mode():
-            action = actor.sample(torch.from_numpy(observation), goal, noise).numpy()
+            action = actor.sample(torch.from_numpy(env.unwrapped.state), goal, noise).numpy()
         observation, _, _, truncated, info = env.step(action)
         observations.append(observation)
         actions.append(action)
@@ -530,19 +534,20 @@ def choose_examples(observations: np.ndarray, successes: np.ndarray, rng: np.ran
 
 def write_dataset(args: Args, behavior_path: Path, output: Path) -> dict:
     """Roll out the mixture, write the dataset whole or not at all, return its metadata. Same arguments, same bytes."""
-    behavior = common.load_weights(behavior_path)
-    if behavior.get("env_id") != args.env_id:
-        raise common.UserError(f"error: {behavior_path} holds no policies of {args.env_id}; make them with --train.")
+    behavior, env_id = common.load_weights(behavior_path), common.TASKS[args.env_id].state_task or args.env_id
+    if behavior.get("env_id") != env_id:
+        raise common.UserError(f"error: {behavior_path} holds no policies of {env_id}; make them with --train.")
     checkpoints, n = behavior["checkpoints"], args.num_episodes
     weights = mixture([checkpoint["success_rate"] for checkpoint in checkpoints], SUCCESS_RATES[args.quality])
     env, steps = common.make_env(args.env_id), common.TASKS[args.env_id].max_episode_steps
     shapes = {
-        "observations": ((n, steps + 1, *env.observation_space.shape), np.float32),
+        "observations": ((n, steps + 1, *env.observation_space.shape), env.observation_space.dtype),
         "actions": ((n, steps, *env.action_space.shape), np.float32),
         "successes": ((n, steps + 1), np.bool_),
         "lengths": ((n,), np.int32),
     }
     env.close()
+    common.check_space(output, sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in shapes.values()))
     rng = np.random.default_rng([args.seed, common.STREAMS.index("dataset"), common.QUALITIES.index(args.quality)])
     jobs = ((i, rng.choice(len(weights), p=weights), common.episode_seed("dataset", args.seed, i)) for i in range(n))
     with common.write_directory(output) as directory:
@@ -552,7 +557,8 @@ def write_dataset(args: Args, behavior_path: Path, output: Path) -> dict:
         if not arrays["successes"][:, 1:].any():
             raise common.UserError(f"error: none of the {n} episodes succeeds; collect more with --num-episodes.")
         examples = choose_examples(arrays["observations"], arrays["successes"], rng)
-        arrays["success_examples"] = common.create_array(directory / "success_examples.npy", examples.shape, np.float32)
+        path = directory / "success_examples.npy"
+        arrays["success_examples"] = common.create_array(path, examples.shape, examples.dtype)
         arrays["success_examples"][:] = examples
         for array in arrays.values():
             array.flush()
@@ -595,7 +601,13 @@ def collect(args: Args) -> dict:
         raise common.UserError(f"error: {output} exists; add --overwrite to replace it, or choose another --output.")
     if output.exists() and not (output / "metadata.json").exists():
         raise common.UserError(f"error: {output} is not a dataset, so it is not replaced; choose another --output.")
-    behavior_path = args.behavior_dir / f"{args.env_id}.pt"
+    state_task = common.TASKS[args.env_id].state_task
+    if args.train and state_task:
+        raise common.UserError(
+            f"error: --train: {args.env_id} has no policies of its own, its data are made by those of {state_task}; "
+            f"train these first: python collect_data.py --env-id {state_task} --train"
+        )
+    behavior_path = args.behavior_dir / f"{state_task or args.env_id}.pt"
     for directory in (output.parent, args.behavior_dir) if args.train else ():  # better now than after the training
         with common.explain_os_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)

@@ -3,17 +3,20 @@
 A dataset is a directory of flat arrays, padded to the longest episode, and one JSON file:
 
     observations.npy      [episodes, steps + 1, ...]   float32   o_0 ... o_T; rows behind an episode's end are zero
+                                                       (uint8 for images, [64, 64, 3])
     actions.npy           [episodes, steps, actions]   float32   a_t leads from o_t to o_(t+1)
     lengths.npy           [episodes]                   int32     T, the number of actions of each episode
     successes.npy         [episodes, steps + 1]        bool      for statistics, metrics and the choice of examples only
-    success_examples.npy  [examples, ...]              float32   observations that solve the task, in random order
+    success_examples.npy  [examples, ...]              as above  observations that solve the task, in random order
     metadata.json         where the data comes from: task, seed, success rates, simulator versions, checksums
 """
 
 import contextlib
+import ctypes.util
 import difflib
 import errno
 import hashlib
+import importlib
 import importlib.metadata
 import io
 import json
@@ -23,20 +26,93 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import torch
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+with contextlib.suppress(ImportError):  # loaded after Mesa, PyTorch's compiler would take Mesa's LLVM, and crash
+    import triton._C.libtriton  # noqa: F401
 
 
 class UserError(SystemExit):
     """A mistake that the user can mend. Uncaught, Python prints its one sentence to stderr and exits with status 1."""
+
+
+# --------------------------------------------------------------------------------------------------------- rendering
+
+
+class View(NamedTuple):
+    """Where a free camera stands, in MuJoCo's terms."""
+
+    lookat: tuple[float, float, float]  # metres; the point in the middle of the picture
+    distance: float  # metres
+    azimuth: float  # degrees
+    elevation: float  # degrees
+
+
+def gl_name() -> str:
+    """Return what MuJoCo is to render with: MUJOCO_GL, or else, on Linux, EGL or OSMesa, which need no display."""
+    found = ctypes.util.find_library("EGL") and ctypes.util.find_library("GL")
+    return os.environ.get("MUJOCO_GL") or (("egl" if found else "osmesa") if sys.platform == "linux" else "")
+
+
+class Camera:
+    """Takes pictures of a task without moving it. Raises UserError if nothing can be rendered here."""
+
+    def __init__(self, env: gym.Env, view: View, size: int = 64, show_goal: bool = False):
+        import mujoco
+
+        self.shape = (size, size, 3)
+        model, self._data = env.unwrapped.inner.model, env.unwrapped.inner.data
+        model.vis.quality.offsamples = 0  # no antialiasing: the pictures look much alike, and are made twice as fast
+        for geom in range(model.ngeom):
+            body = model.body(model.geom_bodyid[geom]).name
+            if body == "robot0:mocap":  # the long thin axes of the point that drags the gripper
+                model.geom_group[geom] = mujoco.mjNGROUP - 1
+            if body in ("robot0:estop_link", "robot0:laser_link"):  # nowhere to be seen, and half of all triangles
+                model.geom_group[geom] = mujoco.mjNGROUP - 1
+        self._option = mujoco.MjvOption()
+        self._option.sitegroup[:] = show_goal  # the ball at the goal is a site
+        if show_goal and isinstance(env.unwrapped, FetchTask):  # which only the environment's own rendering puts there
+            site = model.site("target0").id
+            model.site_pos[site] += env.unwrapped.inner._sample_goal() - self._data.site_xpos[site]
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+        self._camera.lookat[:] = view.lookat
+        self._camera.distance, self._camera.azimuth, self._camera.elevation = view[1:]
+        with contextlib.suppress(
+            ImportError
+        ):  # loaded after Mesa, PyTorch's compiler would take Mesa's LLVM, and crash
+            importlib.import_module("triton._C.libtriton")
+        name = gl_name()
+        try:
+            if name in ("egl", "osmesa"):  # MuJoCo chose when it was imported, and by itself it takes a window
+                mujoco.gl_context.GLContext = importlib.import_module(f"mujoco.{name}").GLContext
+            self._renderer = mujoco.Renderer(model, size, size)
+        except Exception as error:  # a different one for each thing that can be missing
+            raise UserError(
+                f"error: pictures cannot be rendered here with {name} ({first_line(error)}); on Debian or Ubuntu, "
+                "apt install libegl1 libgl1 (or libosmesa6, and set MUJOCO_GL=osmesa)."
+            ) from None
+
+    def picture(self) -> np.ndarray:
+        """Return the present state as [size, size, 3] uint8."""
+        self._renderer.update_scene(self._data, self._camera, self._option)
+        return self._renderer.render()
+
+    def close(self) -> None:
+        self._renderer.close()
 
 
 # ------------------------------------------------------------------------------------------------------------- tasks
@@ -50,11 +126,14 @@ class FetchTask(gym.Env):
     block rotation (3), block velocity relative to the gripper (3), block angular velocity (3), gripper velocity (3),
     finger velocities (2). Positions in metres, velocities in metres per step, actions [4] in [-1, 1]: 0.05 m per unit.
     `info["success"]` is True while the gripper (reach) or the block (push) is within 0.05 m of the goal.
+
+    With a `view` the observation is a picture from there, [64, 64, 3] uint8, of an episode that is the same to the bit.
+    Raises UserError if nothing can be rendered here.
     """
 
     metadata = {"render_modes": []}
 
-    def __init__(self, fetch_id: str, goal: tuple[float, float, float]):
+    def __init__(self, fetch_id: str, goal: tuple[float, float, float], view: View | None = None):
         with contextlib.redirect_stderr(io.StringIO()):  # a notice about Adroit tasks, which are not used here
             import gymnasium_robotics  # registers its environments on import
 
@@ -70,18 +149,28 @@ class FetchTask(gym.Env):
         self.action_space = self.inner.action_space
         shape = self.inner.observation_space["observation"].shape
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
+        self.camera = None
+        if view is not None:
+            self.camera = Camera(self, view)
+            self.observation_space = gym.spaces.Box(0, 255, self.camera.shape, np.uint8)
+
+    def _observation(self, inner_observation: dict[str, np.ndarray]) -> np.ndarray:
+        self.state = inner_observation["observation"].astype(np.float32)
+        return self.state if self.camera is None else self.camera.picture()
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
         observation, _ = self.inner.reset(seed=seed)
         success = self.inner._is_success(observation["achieved_goal"], observation["desired_goal"])
-        return observation["observation"].astype(np.float32), {"success": bool(success)}
+        return self._observation(observation), {"success": bool(success)}
 
     def step(self, action: np.ndarray):
         observation, _, _, _, info = self.inner.step(action)
-        return observation["observation"].astype(np.float32), 0.0, False, False, {"success": bool(info["is_success"])}
+        return self._observation(observation), 0.0, False, False, {"success": bool(info["is_success"])}
 
     def close(self) -> None:
+        if self.camera is not None:
+            self.camera.close()
         self.inner.close()
 
 
@@ -116,7 +205,8 @@ class SawyerTask(gym.Env):
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (6,), np.float32)
 
     def _observation(self) -> np.ndarray:
-        return np.concatenate([self.inner.tcp_center, self.inner._get_pos_objects()]).astype(np.float32)
+        self.state = np.concatenate([self.inner.tcp_center, self.inner._get_pos_objects()]).astype(np.float32)
+        return self.state
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
@@ -146,6 +236,7 @@ class Task:
     simulator: tuple[str, ...]  # the packages whose versions decide the physics
     achieved_goal: slice  # where an observation holds the position that the goal speaks of
     desired_goal: tuple[float, float, float]  # metres; a position that can be reached, for goal-conditioned agents
+    state_task: str | None = None  # for a task of pictures: the same task with state observations
 
 
 _REACH_GOAL, _PUSH_GOAL = (1.3, 0.3, 0.9), (1.4, 0.9, 0.42469975)
@@ -174,6 +265,22 @@ TASKS = {
         (0.0, 0.73, 0.14),
     ),
 }
+VIEWS = {  # the first two are the paper's
+    "FetchReachImage": View((1.2, 0.8, 0.5), 1.4, 120.0, -30.0),
+    "FetchPushImage": View((1.25, 0.8, 0.4), 0.65, 90.0, -40.0),
+    # From above, so that the arm hides the block when it touches it: twice as often as from the released code's view.
+    "FetchPushImageOccluded": View((1.35, 0.8, 0.42), 1.2, 60.0, -85.0),
+}
+for _env_id, _view in VIEWS.items():
+    _state_task = _env_id.split("Image")[0]
+    _task = TASKS[_state_task]
+    TASKS[_env_id] = replace(_task, kwargs={**_task.kwargs, "view": _view}, state_task=_state_task)
+OUTSIDE_VIEWS = {  # for people
+    "FetchReach": View((1.3, 0.55, 0.65), 1.5, 130.0, -20.0),
+    "FetchPush": View((1.33, 0.82, 0.43), 0.8, 205.0, -35.0),
+    "SawyerWindowOpen": View((0.05, 0.65, 0.2), 1.2, 130.0, -25.0),
+    "SawyerDrawerClose": View((0.0, 0.65, 0.15), 1.2, 140.0, -30.0),
+}
 QUALITIES = ("medium", "hard")
 
 for _env_id, _task in TASKS.items():
@@ -199,6 +306,38 @@ def make_env(env_id: str) -> gym.Env:
     """Return a new environment of the task; it truncates at the task's step limit and never terminates."""
     find_task(env_id)
     return gym.make(f"laeo/{env_id}-v0")
+
+
+def capture_video(
+    path: Path, env_id: str, seed: int, mode: Callable[[torch.Tensor], torch.Tensor], device: torch.device
+) -> None:
+    """Play four evaluation episodes, each in an environment of its own, and write every second step as a GIF.
+
+    `mode` returns the action [actions] of an observation. Of a task of images the GIF shows what the policy sees on
+    the right. Raises UserError if nothing can be rendered here.
+    """
+    frames = []
+    for episode in range(4):
+        env, size, truncated, after = make_env(env_id), 240, False, 0
+        outside = Camera(env, OUTSIDE_VIEWS[TASKS[env_id].state_task or env_id], size, show_goal=True)
+        observation, _ = env.reset(seed=episode_seed("evaluation", seed, episode))
+        while not truncated and after < 10:  # the end of an episode that is solved shows nothing new
+            picture = outside.picture()
+            if TASKS[env_id].state_task:
+                seen = Image.fromarray(observation).resize((size, size), Image.Resampling.NEAREST)
+                picture = np.concatenate([picture, seen], axis=1)
+            frames.append(Image.fromarray(picture).quantize(64))
+            for _ in range(2):
+                with torch.inference_mode():
+                    action = mode(torch.from_numpy(observation).to(device)).cpu().numpy()
+                observation, _, _, truncated, info = env.step(action)
+                after += info["success"]
+                if truncated:
+                    break
+        outside.close()
+        env.close()
+    with write_file(path) as temporary:
+        frames[0].save(temporary, "GIF", save_all=True, append_images=frames[1:], duration=80, loop=0)
 
 
 STREAMS = ("training", "evaluation", "dataset", "calibration")
@@ -285,6 +424,17 @@ def write_file(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def check_space(path: Path, size: int) -> None:
+    """Raise UserError if the disk that `path` is or will be on has less than `size` bytes left."""
+    there = next(parent for parent in path.resolve().parents if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise UserError(
+            f"error: {path} takes {size / 1e9:.1f} GB and {there} has {free / 1e9:.1f} GB left; free some space, "
+            "choose another --output or fewer --num-episodes."
+        )
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
@@ -412,10 +562,10 @@ def exit_quietly() -> Iterator[None]:
 class Dataset(NamedTuple):
     """All that a method receives: no reward and no success flag is within its reach."""
 
-    observations: np.ndarray  # [episodes, steps + 1, ...] float32, a read-only memory map
+    observations: np.ndarray  # [episodes, steps + 1, ...] float32, or uint8 for images, a read-only memory map
     actions: np.ndarray  # [episodes, steps, actions] float32, a read-only memory map
     lengths: np.ndarray  # [episodes] int32, the number of actions before the episode's end
-    success_examples: np.ndarray  # [num_success, ...] float32
+    success_examples: np.ndarray  # [num_success, ...], of the observations' type
 
 
 def sha256(path: Path) -> str:
@@ -507,13 +657,14 @@ def load_dataset(
             f"make it again with: python collect_data.py --env-id {env_id} --quality {metadata.get('quality')} "
             f"--output {path} --overwrite (or use it as it is: --allow-version-mismatch)."
         )
-    dtypes = {"observations": "f4", "actions": "f4", "lengths": "i4", "success_examples": "f4"}
+    env = make_env(env_id)
+    observation_shape, action_shape = env.observation_space.shape, env.action_space.shape
+    dtypes = {"observations": env.observation_space.dtype, "actions": "f4", "lengths": "i4"}
+    dtypes["success_examples"] = dtypes["observations"]
+    env.close()
     checksums = metadata["sha256"]
     arrays = {name: _load_array(path / f"{name}.npy", dtype, checksums.get(name)) for name, dtype in dtypes.items()}
     observations, actions, lengths, examples = (arrays[name] for name in dtypes)
-    env = make_env(env_id)
-    observation_shape, action_shape = env.observation_space.shape, env.action_space.shape
-    env.close()
     episodes, steps = actions.shape[:2] if actions.ndim > 1 else (len(lengths), lengths.max())
     for name, array, shape in (
         ("actions", actions, (episodes, steps, *action_shape)),
@@ -533,6 +684,125 @@ def load_dataset(
     return Dataset(observations, actions, np.array(lengths), np.array(examples[chosen]))
 
 
+# ----------------------------------------------------------------------------------------------------------- batches
+
+
+def free_memory(device: torch.device) -> int:
+    """Return how many bytes are free on the GPU, or available to this process on the CPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+class MappedStates:
+    """Observations that stay in their file, from which `[rows]` copies some to the device. In place of a tensor."""
+
+    def __init__(self, data: Dataset, episodes: np.ndarray, device: torch.device):
+        lengths, width = data.lengths[episodes], data.observations.shape[1]
+        self.array, self.device = data.observations.reshape(-1, *data.observations.shape[2:]), device
+        self.rows = np.concatenate([e * width + np.arange(n + 1) for e, n in zip(episodes, lengths)])
+        self.ndim = self.array.ndim
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: torch.Tensor | slice) -> torch.Tensor:
+        states = torch.from_numpy(self.array[self.rows[rows if isinstance(rows, slice) else rows.cpu().numpy()]])
+        # From pinned memory the copy does not wait for what the GPU computes, nor the computation for the copy.
+        return states.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else states
+
+
+def place_states(data: Dataset, episodes: np.ndarray, device: torch.device) -> torch.Tensor | MappedStates:
+    """Return the observations of some episodes, end to end, [rows, ...]: as a tensor on the device if they fit there.
+
+    They do if they take no more than three quarters of its free memory; the choice is printed for images.
+    """
+    lengths, (shape, dtype) = data.lengths[episodes], (data.observations.shape[2:], data.observations.dtype)
+    size, free = int((lengths + 1).sum()) * int(np.prod(shape)) * dtype.itemsize, free_memory(device)
+    fits = size <= 0.75 * free
+    if dtype == np.uint8:
+        place = f"the memory of the {device.type}" if fits else f"their file, for {device.type} has too little memory"
+        print(f"{len(episodes)} episodes of images ({size / 1e9:.2f} GB of {free / 1e9:.2f} GB free) are in {place}")
+    if not fits:
+        return MappedStates(data, episodes, device)
+    states = torch.empty(
+        (int((lengths + 1).sum()), *shape), dtype=torch.from_numpy(np.empty(0, dtype)).dtype, device=device
+    )
+    ends = np.cumsum(lengths + 1)
+    for episode, length, end in zip(episodes, lengths, ends):
+        states[end - length - 1 : end] = torch.from_numpy(np.array(data.observations[episode, : length + 1]))
+    return states
+
+
+class Transitions:
+    """All transitions of some episodes, flat and on the training device.
+
+    states    o_0 o_1 ... o_T | o_0 o_1 ... o_T | ...     one row per state, episodes end to end
+    actions   a_0 a_1 ...     | a_0 a_1 ...     | ...     one row per transition
+    start     0   1  ... T-1  | T+1 ...                   the row of each transition's first state (o_T starts none)
+    remaining T  T-1 ... 1    | T   ...                   how many steps of its episode follow it
+    """
+
+    def __init__(self, data: Dataset, episodes: np.ndarray, device: torch.device):
+        lengths = data.lengths[episodes]
+        first = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
+        actions = np.concatenate([data.actions[e, :n] for e, n in zip(episodes, lengths)])
+        start = np.concatenate([f + np.arange(n) for f, n in zip(first, lengths)])
+        remaining = np.concatenate([np.arange(n, 0, -1) for n in lengths])
+        self.states = place_states(data, episodes, device)
+        self.actions, self.start, self.remaining = (torch.from_numpy(x).to(device) for x in (actions, start, remaining))
+
+    def gather(self, rows: torch.Tensor, shift: int, generator: torch.Generator) -> torch.Tensor:
+        """Return the states in these rows [B], images shifted at random by up to `shift` pixels."""
+        return random_shift(self.states[rows], shift, generator) if shift else self.states[rows]
+
+    def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean of the states and their standard deviation, of images from some, and one for all pixels."""
+        if self.states.ndim == 2:
+            return self.states.mean(0).cpu(), self.states.std(0).cpu().clamp(min=1e-3)  # some numbers never move
+        images = self.states[:: max(1, len(self.states) // 2_000)].float().cpu()
+        mean = images.mean(0)
+        return mean, (images - mean).square().mean().sqrt().expand(mean.shape)
+
+
+def random_shift(images: torch.Tensor, pixels: int, generator: torch.Generator) -> torch.Tensor:
+    """Move each image [B, H, W, 3] by up to so many pixels each way; what comes into view repeats the edge."""
+    offsets = torch.randint(-pixels, pixels + 1, (2, len(images), 1), generator=generator, device=images.device)
+    places = [torch.arange(size, device=images.device) for size in images.shape[:3]]
+    rows, columns = ((place + o).clamp(0, len(place) - 1) for place, o in zip(places[1:], offsets))
+    return images[places[0][:, None, None], rows[:, :, None], columns[:, None]]
+
+
+class Batches:
+    """Endless iterator of what `sample()` draws with `generator`; from a file, a thread draws some of it ahead.
+
+    Its state is that of the generator behind the last batch that was handed out, so that a resumed run gets the next.
+    """
+
+    AHEAD = 4  # batches
+
+    def __init__(self, sample: Callable[[], Any], generator: torch.Generator, states: torch.Tensor | MappedStates):
+        self._sample, self._generator, self._state = sample, generator, generator.get_state()
+        self._thread = ThreadPoolExecutor(1) if isinstance(states, MappedStates) else None
+        self._ahead: deque[Future] = deque()
+
+    def _draw(self) -> tuple[Any, torch.Tensor]:
+        return self._sample(), self._generator.get_state()
+
+    def __next__(self) -> Any:
+        if self._thread is None:
+            return self._sample()
+        while len(self._ahead) <= self.AHEAD:
+            self._ahead.append(self._thread.submit(self._draw))
+        batch, self._state = self._ahead.popleft().result()
+        return batch
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"generator": self._generator.get_state() if self._thread is None else self._state}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self._state = state["generator"]
+        self._generator.set_state(self._state)
+
+
 # -------------------------------------------------------------------------------------------------------------- runs
 
 
@@ -541,13 +811,20 @@ class RunArgs:
     """The flags of every training script that are about data, evaluation and files; a script adds its method's own."""
 
     env_id: str = "FetchReach"
-    """the task: FetchReach, FetchPush, SawyerWindowOpen or SawyerDrawerClose"""
+    """the task: FetchReach, FetchPush, FetchReachImage, FetchPushImage, FetchPushImageOccluded, SawyerWindowOpen or
+    SawyerDrawerClose"""
     quality: str = "medium"
     """which standard dataset: medium (45 to 50 % of the episodes succeed) or hard (8 to 12 %)"""
     dataset: Path | None = None
     """a dataset directory to use instead of datasets/ENV_ID-QUALITY"""
     allow_version_mismatch: bool = False
     """use a dataset although another version of the simulator made it"""
+    channels: int = 16
+    """for images: channels of the first convolution; the second and the third have twice as many"""
+    random_shift: int = 0
+    """for images: shift those of a batch at random, by up to this many pixels each way (augmentation); 0: not at all"""
+    capture_video: bool = False
+    """play four more episodes at the end, in environments of their own, and write them as video.gif"""
     seed: int = 0
     """the random seed of networks, batches, held-out episodes, the choice of success examples and evaluation starts"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -592,8 +869,9 @@ class Run:
             )
             self.seconds = self.checkpoint["seconds"]
         self.first_step = self.checkpoint["step"] if self.checkpoint else 0
-        check_range(1, np.inf, args, "gradient_steps", "hidden_dim", "log_interval", "eval_episodes")
+        check_range(1, np.inf, args, "gradient_steps", "hidden_dim", "channels", "log_interval", "eval_episodes")
         check_range(0, np.inf, args, "eval_interval")
+        check_range(0, 32, args, "random_shift")
         check_range(0, 1, args, "learning_rate")
         check_range(2, np.inf, args, "batch_size")
         check_range(0, 0.9, args, "holdout_fraction")
@@ -615,6 +893,8 @@ class Run:
             )
         rng = np.random.default_rng([args.seed, STREAMS.index("training")])
         data = load_dataset(self.dataset, args.env_id, num_success, rng, args.allow_version_mismatch)
+        if args.random_shift and data.observations.ndim == 3:
+            raise UserError(f"error: --random-shift is for images, and {args.env_id} has none; leave it out.")
         episodes = rng.permutation(len(data.lengths))
         num_heldout = min(max(1, round(args.holdout_fraction * len(episodes))), len(episodes) - 1)
         return data, episodes[num_heldout:], episodes[:num_heldout]
@@ -647,6 +927,10 @@ class Run:
         A resumed run sets them to the state in which they were saved. Raises UserError if the directory is in use.
         """
         self.parts = parts
+        if self.args.capture_video:  # better now than after the training
+            env = make_env(self.args.env_id)
+            Camera(env, OUTSIDE_VIEWS["FetchPush"]).close()
+            env.close()
         if self.checkpoint:
             for name, part in parts.items():
                 load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
@@ -697,11 +981,11 @@ class Run:
             command = f"python {self.method}.py --resume {self.directory}"
             raise UserError(f"interrupted at step {step}; go on with: {command}")
 
-    def finish(self, episodes: dict[str, list]) -> dict[str, Any]:
-        """Write and return the result, and print its success rate.
+    def finish(self, episodes: dict[str, list], mode: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
+        """Write and return the result, print its success rate, and write a video if it is wanted.
 
         `episodes`: the lists `seed`, `success`, `final_success`, `initial_success` and `discounted_return`, one entry
-        per episode.
+        per episode. `mode`: what the policy does, for the video.
         """
         self.clock("training")
         self.progress.close()
@@ -723,4 +1007,6 @@ class Run:
             f"{len(episodes['seed'])} episodes, {result['final_success_rate']:.2f} at the last step; "
             f"{result['initial_success_rate']:.2f} started solved"
         )
+        if self.args.capture_video:
+            capture_video(self.directory / "video.gif", self.args.env_id, self.args.seed, mode, self.device)
         return result

@@ -81,20 +81,41 @@ def mlp(sizes: list[int], generator: Generator) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class Actor(nn.Module):
-    """Tanh-normal policy pi(a | s). Mean and standard deviation of the observations are part of it."""
+class Encoder(nn.Module):
+    """Standardises observations [B, D]; of images [B, 64, 64, 3] a convolutional network then makes features."""
 
-    LIMIT = 0.999  # actions beyond count as saturated: their density is that of the whole tail
-
-    def __init__(self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, generator: Generator):
+    def __init__(self, mean: Tensor, std: Tensor, channels: int, generator: Generator):
         super().__init__()
         self.register_buffer("observation_mean", mean.clone())
         self.register_buffer("observation_std", std.clone())
-        self.net = mlp([len(mean), hidden_dim, hidden_dim, 2 * action_dim], generator)
+        self.net, self.dim = nn.Identity(), mean.numel()  # dim: how many features
+        if mean.ndim == 3:
+            a, b, self.dim = channels, 2 * channels, 2 * channels * (mean.shape[0] // 8) * (mean.shape[1] // 8)
+            convolutions = nn.Conv2d(3, a, 8, 4, 2), nn.Conv2d(a, b, 4, 2, 1), nn.Conv2d(b, b, 3, 1, 1)
+            self.net = nn.Sequential(*(layer for c in convolutions for layer in (c, nn.ReLU())), nn.Flatten(-3))
+            for convolution in convolutions:
+                nn.init.xavier_uniform_(convolution.weight, generator=generator)
+                nn.init.zeros_(convolution.bias)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return features [B, dim] of observations, float32 or, for images, uint8."""
+        x = (observation - self.observation_mean) / self.observation_std
+        return self.net(x.movedim(-1, -3) if self.observation_mean.ndim == 3 else x)
+
+
+class Actor(nn.Module):
+    """Tanh-normal policy pi(a | s)."""
+
+    LIMIT = 0.999  # actions beyond count as saturated: their density is that of the whole tail
+
+    def __init__(self, encoder: Encoder, action_dim: int, hidden_dim: int, generator: Generator):
+        super().__init__()
+        self.encoder = encoder
+        self.net = mlp([encoder.dim, hidden_dim, hidden_dim, 2 * action_dim], generator)
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and the standard deviation, each [B, actions], of the normal law under the tanh."""
-        mean, std = self.net((observation - self.observation_mean) / self.observation_std).chunk(2, -1)
+        mean, std = self.net(self.encoder(observation)).chunk(2, -1)
         return mean, F.softplus(std) + 0.1
 
     def mode(self, observation: Tensor) -> Tensor:
@@ -116,27 +137,20 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """Twin contrastive critics f_k(s, a, g) = phi_k(s, a)^T psi_k(g), k = 1, 2."""
 
-    def __init__(
-        self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, repr_dim: int, generator: Generator
-    ):
+    def __init__(self, encoder: Encoder, action_dim: int, hidden_dim: int, repr_dim: int, generator: Generator):
         super().__init__()
-        self.register_buffer("observation_mean", mean.clone())
-        self.register_buffer("observation_std", std.clone())
-        dim = len(mean)
-        self.phi_nets = nn.ModuleList(
-            mlp([dim + action_dim, hidden_dim, hidden_dim, repr_dim], generator) for _ in "12"
-        )
-        self.psi_nets = nn.ModuleList(mlp([dim, hidden_dim, hidden_dim, repr_dim], generator) for _ in "12")
+        self.encoder, sizes = encoder, [hidden_dim, hidden_dim, repr_dim]
+        self.phi_nets = nn.ModuleList(mlp([encoder.dim + action_dim, *sizes], generator) for _ in "12")
+        self.psi_nets = nn.ModuleList(mlp([encoder.dim, *sizes], generator) for _ in "12")
 
-    def phi(self, observation: Tensor, action: Tensor) -> Tensor:
-        """Encode state-action pairs [B, D], [B, actions] as [2, B, repr_dim]."""
-        x = torch.cat([(observation - self.observation_mean) / self.observation_std, action], -1)
+    def phi(self, features: Tensor, action: Tensor) -> Tensor:
+        """Represent state-action pairs, the encoder's [B, dim] and [B, actions], as [2, B, repr_dim]."""
+        x = torch.cat([features, action], -1)
         return torch.stack([net(x) for net in self.phi_nets])
 
-    def psi(self, observation: Tensor) -> Tensor:
-        """Encode future states or success examples [B, D] as [2, B, repr_dim]."""
-        x = (observation - self.observation_mean) / self.observation_std
-        return torch.stack([net(x) for net in self.psi_nets])
+    def psi(self, features: Tensor) -> Tensor:
+        """Represent future states or success examples, the encoder's [B, dim], as [2, B, repr_dim]."""
+        return torch.stack([net(features) for net in self.psi_nets])
 
 
 # ------------------------------------------------------------------------------------------------------------ losses
@@ -171,62 +185,42 @@ def policy_loss(value: Tensor, log_prob: Tensor, bc_coef: float) -> Tensor:
 
 
 class Batch(NamedTuple):
-    observation: Tensor  # [B, D]
+    observation: Tensor  # [B, ...]
     action: Tensor  # [B, actions]
-    future: Tensor  # [B, D], drawn from the discounted future of (observation, action)
+    future: Tensor  # [B, ...], drawn from the discounted future of (observation, action)
+    noise: Tensor  # [B, actions], standard normal, for the policy's own action
 
 
-class Transitions:
-    """All transitions of some episodes as flat tensors on the training device.
-
-    states    o_0 o_1 ... o_T | o_0 o_1 ... o_T | ...     one row per state, episodes end to end
-    start     0   1  ... T-1  | T+1 ...                   the row of each transition's first state (o_T starts none)
-    remaining T  T-1 ... 1    | T   ...                   how many steps of its episode follow it
-    """
-
-    def __init__(self, data: common.Dataset, episodes: np.ndarray, device: torch.device):
-        lengths = data.lengths[episodes]
-        states = np.concatenate([data.observations[e, : n + 1] for e, n in zip(episodes, lengths)])
-        actions = np.concatenate([data.actions[e, :n] for e, n in zip(episodes, lengths)])
-        first = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
-        self.states, self.actions = torch.from_numpy(states).to(device), torch.from_numpy(actions).to(device)
-        start = np.concatenate([f + np.arange(n) for f, n in zip(first, lengths)])
-        remaining = np.concatenate([np.arange(n, 0, -1) for n in lengths])
-        self.start, self.remaining = torch.from_numpy(start).to(device), torch.from_numpy(remaining).to(device)
-
-    def sample(self, batch_size: int, discount: float, generator: Generator) -> Batch:
-        """Draw transitions uniformly, and for each a state k >= 1 steps later with P(k) proportional to discount^k."""
-        device = self.states.device
-        i = torch.randint(len(self.start), (batch_size,), generator=generator, device=device)
-        u = torch.rand(batch_size, generator=generator, device=device, dtype=torch.float64)
-        start, remaining = self.start[i], self.remaining[i]
-        k = 1 + (torch.log1p(-u * (1 - discount**remaining)) / np.log(discount)).long()  # inverse distribution function
-        k = torch.minimum(k, remaining)  # rounding must not cross the episode's end
-        return Batch(self.states[start], self.actions[i], self.states[start + k])
+def sample(transitions: common.Transitions, args: Args, generator: Generator) -> Batch:
+    """Draw transitions uniformly, and for each a state k >= 1 steps later with P(k) proportional to discount^k."""
+    size, discount, device = args.batch_size, args.discount, transitions.start.device
+    i = torch.randint(len(transitions.start), (size,), generator=generator, device=device)
+    u = torch.rand(size, generator=generator, device=device, dtype=torch.float64)
+    noise = torch.randn(size, transitions.actions.shape[1], generator=generator, device=device)
+    start, remaining = transitions.start[i], transitions.remaining[i]
+    k = 1 + (torch.log1p(-u * (1 - discount**remaining)) / np.log(discount)).long()  # inverse distribution function
+    k = torch.minimum(k, remaining)  # rounding must not cross the episode's end
+    observation, future = (transitions.gather(rows, args.random_shift, generator) for rows in (start, start + k))
+    return Batch(observation, transitions.actions[i], future, noise)
 
 
 # ---------------------------------------------------------------------------------------------------------- training
 
 
 def update(
-    batch: Batch,
-    examples: Tensor,
-    actor: Actor,
-    critic: Critic,
-    optimizer: torch.optim.Optimizer,
-    args: Args,
-    generator: Generator,
+    batch: Batch, examples: Tensor, actor: Actor, critic: Critic, optimizer: torch.optim.Optimizer, args: Args
 ) -> None:
     """Take one gradient step of both networks, from the same batch and the same parameters."""
     optimizer.zero_grad()
-    loss = critic_loss(critic.phi(batch.observation, batch.action), critic.psi(batch.future))
+    features = critic.encoder(batch.observation)
+    loss = critic_loss(critic.phi(features, batch.action), critic.psi(critic.encoder(batch.future)))
     loss.backward(inputs=list(critic.parameters()))
 
     mean, std = actor(batch.observation)
-    action = torch.tanh(mean + std * torch.randn(mean.shape, generator=generator, device=mean.device))
+    action = torch.tanh(mean + std * batch.noise)
     with torch.no_grad():
-        psi_examples = critic.psi(examples)
-    value = policy_value(critic.phi(batch.observation, action), psi_examples, len(action), args.policy_objective)
+        psi_examples = critic.psi(critic.encoder(examples))
+    value = policy_value(critic.phi(features.detach(), action), psi_examples, len(action), args.policy_objective)
     loss = policy_loss(value, actor.log_prob(mean, std, batch.action), args.bc_coef)
     loss.backward(inputs=list(actor.parameters()))  # the value's gradient passes through the critic without a trace
     optimizer.step()
@@ -235,14 +229,15 @@ def update(
 @torch.no_grad()
 def measure(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, args: Args) -> dict[str, float]:
     """Metrics of one batch; README.md explains each."""
-    phi, psi, psi_examples = critic.phi(batch.observation, batch.action), critic.psi(batch.future), critic.psi(examples)
+    features, psi_examples = critic.encoder(batch.observation), critic.psi(critic.encoder(examples))
+    phi, psi = critic.phi(features, batch.action), critic.psi(critic.encoder(batch.future))
     logits = phi @ psi.mT
     positives, size = logits.diagonal(dim1=1, dim2=2), len(batch.action)
     rows = torch.arange(size, device=logits.device)
     mean, std = actor(batch.observation)
     bc_loss = -actor.log_prob(mean, std, batch.action).mean()
     value_data = policy_value(phi, psi_examples, args.batch_size, args.policy_objective).mean()
-    phi_policy = critic.phi(batch.observation, torch.tanh(mean))
+    phi_policy = critic.phi(features, torch.tanh(mean))
     value_policy = policy_value(phi_policy, psi_examples, args.batch_size, args.policy_objective).mean()
     metrics = {
         "critic_loss": critic_loss(phi, psi),
@@ -289,21 +284,23 @@ def train(args: Args) -> dict:
     common.check_range(1e-6, 1 - 1e-6, args, "discount")
     common.check_range(0, 1, args, "bc_coef")
     data, training_episodes, heldout_episodes = run.load_data(args.num_success)
-    transitions = Transitions(data, training_episodes, device)
-    heldout = Transitions(data, heldout_episodes, device)
+    transitions = common.Transitions(data, training_episodes, device)
+    heldout = common.Transitions(data, heldout_episodes, device)
     examples = torch.from_numpy(data.success_examples).to(device)
-    mean, std = transitions.states.mean(0).cpu(), transitions.states.std(0).cpu().clamp(min=1e-3)  # some never move
+    mean, std = transitions.statistics()
 
     seeds = run.seeds(3)
     weights_generator = Generator().manual_seed(seeds[0])  # on the CPU: the same weights on every device
     generator = Generator(device).manual_seed(seeds[1])
     log_generator = Generator(device).manual_seed(seeds[2])  # of its own: logging must not change the training
     sizes = transitions.actions.shape[1], args.hidden_dim
-    actor = Actor(mean, std, *sizes, weights_generator).to(device)
-    critic = Critic(mean, std, *sizes, args.repr_dim, weights_generator).to(device)
+    encoders = [Encoder(mean, std, args.channels, weights_generator) for _ in range(2)]
+    actor = Actor(encoders[0], *sizes, weights_generator).to(device)
+    critic = Critic(encoders[1], *sizes, args.repr_dim, weights_generator).to(device)
     optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], args.learning_rate, eps=1e-7, fused=True)
     parts = {"actor": actor, "critic": critic, "optimizer": optimizer}
-    run.start({**parts, "generator": generator, "log_generator": log_generator})
+    batches = common.Batches(lambda: sample(transitions, args, generator), generator, transitions.states)
+    run.start({**parts, "batches": batches, "log_generator": log_generator})
 
     def evaluate_now(step: int) -> dict[str, list]:
         run.clock("evaluation")
@@ -316,14 +313,13 @@ def train(args: Args) -> dict:
                 evaluate_now(step)
             for group in optimizer.param_groups:  # a policy that still moves much is good or bad by the hour
                 group["lr"] = args.learning_rate * (1 - step / args.gradient_steps)
-            batch = transitions.sample(args.batch_size, args.discount, generator)
-            update(batch, examples, actor, critic, optimizer, args, generator)
+            update(next(batches), examples, actor, critic, optimizer, args)
             if (step + 1) % args.log_interval == 0:
                 for name, source in (("train", transitions), ("heldout", heldout)):
-                    batch = source.sample(args.batch_size, args.discount, log_generator)
+                    batch = sample(source, args, log_generator)
                     run.log(step + 1, name, measure(batch, examples, actor, critic, args))
             run.end_step(step + 1, interrupted)
-        return run.finish(evaluate_now(args.gradient_steps))
+        return run.finish(evaluate_now(args.gradient_steps), actor.mode)
 
 
 if __name__ == "__main__":

@@ -83,48 +83,66 @@ def mlp(sizes: list[int], generator: Generator, layer_norm: bool = False) -> nn.
     return nn.Sequential(*layers)
 
 
-class Actor(nn.Module):
-    """Deterministic policy. Mean and standard deviation of the observations are part of it."""
+class Encoder(nn.Module):
+    """Standardises observations [B, D]; of images [B, 64, 64, 3] a convolutional network then makes features."""
 
-    def __init__(self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, generator: Generator):
+    def __init__(self, mean: Tensor, std: Tensor, channels: int, generator: Generator):
         super().__init__()
         self.register_buffer("observation_mean", mean.clone())
         self.register_buffer("observation_std", std.clone())
-        self.net = mlp([len(mean), hidden_dim, hidden_dim, action_dim], generator)
+        self.net, self.dim = nn.Identity(), mean.numel()  # dim: how many features
+        if mean.ndim == 3:
+            a, b, self.dim = channels, 2 * channels, 2 * channels * (mean.shape[0] // 8) * (mean.shape[1] // 8)
+            convolutions = nn.Conv2d(3, a, 8, 4, 2), nn.Conv2d(a, b, 4, 2, 1), nn.Conv2d(b, b, 3, 1, 1)
+            self.net = nn.Sequential(*(layer for c in convolutions for layer in (c, nn.ReLU())), nn.Flatten(-3))
+            for convolution in convolutions:
+                nn.init.xavier_uniform_(convolution.weight, generator=generator)
+                nn.init.zeros_(convolution.bias)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return features [B, dim] of observations, float32 or, for images, uint8."""
+        x = (observation - self.observation_mean) / self.observation_std
+        return self.net(x.movedim(-1, -3) if self.observation_mean.ndim == 3 else x)
+
+
+class Actor(nn.Module):
+    """Deterministic policy."""
+
+    def __init__(self, encoder: Encoder, action_dim: int, hidden_dim: int, generator: Generator):
+        super().__init__()
+        self.encoder = encoder
+        self.net = mlp([encoder.dim, hidden_dim, hidden_dim, action_dim], generator)
 
     def mode(self, observation: Tensor) -> Tensor:
         """Return the action [B, actions] that is played in evaluation."""
-        return torch.tanh(self.net((observation - self.observation_mean) / self.observation_std))
+        return torch.tanh(self.net(self.encoder(observation)))
 
 
 class Critic(nn.Module):
     """Twin Q-functions. Layer normalisation keeps their values from growing where no data are."""
 
-    def __init__(self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, generator: Generator):
+    def __init__(self, encoder: Encoder, action_dim: int, hidden_dim: int, generator: Generator):
         super().__init__()
-        self.register_buffer("observation_mean", mean.clone())
-        self.register_buffer("observation_std", std.clone())
-        sizes = [len(mean) + action_dim, hidden_dim, hidden_dim, 1]
+        self.encoder, sizes = encoder, [encoder.dim + action_dim, hidden_dim, hidden_dim, 1]
         self.nets = nn.ModuleList(mlp(sizes, generator, layer_norm=True) for _ in "12")
 
-    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
-        """Return Q_k(s, a), k = 1, 2, as [2, B]."""
-        x = torch.cat([(observation - self.observation_mean) / self.observation_std, action], -1)
+    def forward(self, features: Tensor, action: Tensor) -> Tensor:
+        """Return Q_k(s, a), k = 1, 2, as [2, B], from the encoder's [B, dim] and actions [B, actions]."""
+        x = torch.cat([features, action], -1)
         return torch.stack([net(x).squeeze(-1) for net in self.nets])
 
 
 class Reward(nn.Module):
     """Classifier of success examples; the sigmoid of its logit is the learned reward."""
 
-    def __init__(self, mean: Tensor, std: Tensor, hidden_dim: int, generator: Generator):
+    def __init__(self, encoder: Encoder, hidden_dim: int, generator: Generator):
         super().__init__()
-        self.register_buffer("observation_mean", mean.clone())
-        self.register_buffer("observation_std", std.clone())
-        self.net = mlp([len(mean), hidden_dim, hidden_dim, 1], generator)
+        self.encoder = encoder
+        self.net = mlp([encoder.dim, hidden_dim, hidden_dim, 1], generator)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return the logits [B] of observations [B, D]."""
-        return self.net((observation - self.observation_mean) / self.observation_std).squeeze(-1)
+        return self.net(self.encoder(observation)).squeeze(-1)
 
 
 # ------------------------------------------------------------------------------------------------------------ losses
@@ -156,31 +174,20 @@ def policy_loss(q: Tensor, action: Tensor, data_action: Tensor, alpha: float) ->
 
 
 class Batch(NamedTuple):
-    observation: Tensor  # [B, D]
+    observation: Tensor  # [B, ...]
     action: Tensor  # [B, actions]
-    next_observation: Tensor  # [B, D]
+    next_observation: Tensor  # [B, ...]
+    noise: Tensor  # [B, actions], standard normal, for the target policy
 
 
-class Transitions:
-    """All transitions of some episodes as flat tensors on the training device.
-
-    states    o_0 o_1 ... o_T | o_0 o_1 ... o_T | ...     one row per state, episodes end to end
-    start     0   1  ... T-1  | T+1 ...                   the row of each transition's first state (o_T starts none)
-    """
-
-    def __init__(self, data: common.Dataset, episodes: np.ndarray, device: torch.device):
-        lengths = data.lengths[episodes]
-        states = np.concatenate([data.observations[e, : n + 1] for e, n in zip(episodes, lengths)])
-        actions = np.concatenate([data.actions[e, :n] for e, n in zip(episodes, lengths)])
-        first = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
-        start = np.concatenate([f + np.arange(n) for f, n in zip(first, lengths)])
-        self.states, self.actions = torch.from_numpy(states).to(device), torch.from_numpy(actions).to(device)
-        self.start = torch.from_numpy(start).to(device)
-
-    def sample(self, batch_size: int, generator: Generator) -> Batch:
-        """Draw transitions uniformly."""
-        i = torch.randint(len(self.start), (batch_size,), generator=generator, device=self.start.device)
-        return Batch(self.states[self.start[i]], self.actions[i], self.states[self.start[i] + 1])
+def sample(transitions: common.Transitions, args: Args, generator: Generator) -> Batch:
+    """Draw transitions uniformly."""
+    size, device = args.batch_size, transitions.start.device
+    i = torch.randint(len(transitions.start), (size,), generator=generator, device=device)
+    noise = torch.randn(size, transitions.actions.shape[1], generator=generator, device=device)
+    start = transitions.start[i]
+    observation, following = (transitions.gather(rows, args.random_shift, generator) for rows in (start, start + 1))
+    return Batch(observation, transitions.actions[i], following, noise)
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -189,39 +196,40 @@ class Transitions:
 class Networks(nn.Module):
     """Everything that is learned, and the target networks that follow it."""
 
-    def __init__(self, mean: Tensor, std: Tensor, action_dim: int, hidden_dim: int, generator: Generator):
+    def __init__(self, encoders: list[Encoder], action_dim: int, hidden_dim: int, generator: Generator):
         super().__init__()
-        self.actor = Actor(mean, std, action_dim, hidden_dim, generator)
-        self.critic = Critic(mean, std, action_dim, hidden_dim, generator)
-        self.reward = Reward(mean, std, hidden_dim, generator)
+        self.actor = Actor(encoders[0], action_dim, hidden_dim, generator)
+        self.critic = Critic(encoders[1], action_dim, hidden_dim, generator)
+        self.reward = Reward(encoders[2], hidden_dim, generator)
         self.target_actor = deepcopy(self.actor).requires_grad_(False)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
 
 
-def target_action(actor: Actor, observation: Tensor, args: Args, generator: Generator) -> Tensor:
-    """Return the target policy's actions [B, actions] with TD3's clipped noise, another one for every number."""
-    action = actor.mode(observation)
-    noise = args.policy_noise * torch.randn(action.shape, generator=generator, device=action.device)
-    return (action + noise.clamp(-args.noise_clip, args.noise_clip)).clamp(-1, 1)
+def target_action(actor: Actor, observation: Tensor, noise: Tensor, args: Args) -> Tensor:
+    """Return the target policy's actions [B, actions] with TD3's clipped noise, from standard normal noise."""
+    return (actor.mode(observation) + (args.policy_noise * noise).clamp(-args.noise_clip, args.noise_clip)).clamp(-1, 1)
 
 
-def update(
-    batch: Batch, examples: Tensor, networks: Networks, optimizer: Adam, args: Args, generator: Generator, step: int
-) -> None:
+def next_q(batch: Batch, networks: Networks, args: Args) -> Tensor:
+    """Return the target critics' Q [2, B] of what follows, if the target policy acts there."""
+    action = target_action(networks.target_actor, batch.next_observation, batch.noise, args)
+    return networks.target_critic(networks.target_critic.encoder(batch.next_observation), action)
+
+
+def update(batch: Batch, examples: Tensor, networks: Networks, optimizer: Adam, args: Args, step: int) -> None:
     """Take one gradient step of reward and critic, and after every second one a step of policy and targets."""
     optimizer.zero_grad()
     logits = networks.reward(batch.next_observation)
     reward_loss(networks.reward(examples), logits, args.eta).backward()
 
     with torch.no_grad():
-        next_action = target_action(networks.target_actor, batch.next_observation, args, generator)
-        next_q = networks.target_critic(batch.next_observation, next_action)
-        target = critic_target(logits.sigmoid(), next_q, args.discount)
-    critic_loss(networks.critic(batch.observation, batch.action), target).backward()
+        target = critic_target(logits.sigmoid(), next_q(batch, networks, args), args.discount)
+    features = networks.critic.encoder(batch.observation)
+    critic_loss(networks.critic(features, batch.action), target).backward()
 
     if step % 2 == 1:  # the optimiser leaves networks without a gradient as they are
         action = networks.actor.mode(batch.observation)
-        q = networks.critic(batch.observation, action)[0]
+        q = networks.critic(features.detach(), action)[0]
         loss = policy_loss(q, action, batch.action, args.alpha)
         loss.backward(inputs=list(networks.actor.parameters()))
     optimizer.step()
@@ -233,21 +241,19 @@ def update(
 
 
 @torch.no_grad()
-def measure(batch: Batch, examples: Tensor, networks: Networks, args: Args, generator: Generator) -> dict[str, float]:
+def measure(batch: Batch, examples: Tensor, networks: Networks, args: Args) -> dict[str, float]:
     """Metrics of one batch; README.md explains each."""
     logits, logits_examples = networks.reward(batch.next_observation), networks.reward(examples)
-    next_action = target_action(networks.target_actor, batch.next_observation, args, generator)
-    next_q = networks.target_critic(batch.next_observation, next_action)
-    q = networks.critic(batch.observation, batch.action)
-    action = networks.actor.mode(batch.observation)
+    features, action = networks.critic.encoder(batch.observation), networks.actor.mode(batch.observation)
+    q = networks.critic(features, batch.action)
     metrics = {
         "reward_loss": reward_loss(logits_examples, logits, args.eta),
-        "critic_loss": critic_loss(q, critic_target(logits.sigmoid(), next_q, args.discount)),
+        "critic_loss": critic_loss(q, critic_target(logits.sigmoid(), next_q(batch, networks, args), args.discount)),
         "bc_error": F.mse_loss(action, batch.action),
         "reward_examples": logits_examples.sigmoid().mean(),
         "reward_data": logits.sigmoid().mean(),
         "q_data": q.amin(0).mean(),
-        "q_policy": networks.critic(batch.observation, action).amin(0).mean(),
+        "q_policy": networks.critic(features, action).amin(0).mean(),
     }
     return {name: value.item() for name, value in metrics.items()}
 
@@ -256,7 +262,8 @@ def measure(batch: Batch, examples: Tensor, networks: Networks, args: Args, gene
 def measure_labelled(states: dict[str, Tensor], networks: Networks) -> dict[str, float]:
     """Metrics of held-out states by the labels `success`, `failure` and `start`, which the training never sees."""
     metrics = {f"reward_{label}": networks.reward(states[label]).sigmoid().mean() for label in ("success", "failure")}
-    metrics["q_start"] = networks.critic(states["start"], networks.actor.mode(states["start"])).amin(0).mean()
+    features, action = networks.critic.encoder(states["start"]), networks.actor.mode(states["start"])
+    metrics["q_start"] = networks.critic(features, action).amin(0).mean()
     return {name: value.item() for name, value in metrics.items() if torch.isfinite(value)}  # none of a label: no mean
 
 
@@ -293,23 +300,25 @@ def train(args: Args) -> dict:
     common.check_range(0, 1, args, "reward_learning_rate", "tau", "eta")
     common.check_range(0, np.inf, args, "alpha", "policy_noise", "noise_clip")
     data, training_episodes, heldout_episodes = run.load_data(args.num_success)
-    transitions = Transitions(data, training_episodes, device)
-    heldout = Transitions(data, heldout_episodes, device)
+    transitions = common.Transitions(data, training_episodes, device)
+    heldout = common.Transitions(data, heldout_episodes, device)
     labelled = {name: torch.from_numpy(x).to(device) for name, x in run.load_labelled(data, heldout_episodes).items()}
     examples = torch.from_numpy(data.success_examples).to(device)
-    mean, std = transitions.states.mean(0).cpu(), transitions.states.std(0).cpu().clamp(min=1e-3)  # some never move
+    mean, std = transitions.statistics()
 
     seeds = run.seeds(3)
     weights_generator = Generator().manual_seed(seeds[0])  # on the CPU: the same weights on every device
     generator = Generator(device).manual_seed(seeds[1])
     log_generator = Generator(device).manual_seed(seeds[2])  # of its own: logging must not change the training
     sizes = transitions.actions.shape[1], args.hidden_dim
-    networks = Networks(mean, std, *sizes, weights_generator).to(device)
+    encoders = [Encoder(mean, std, args.channels, weights_generator) for _ in range(3)]
+    networks = Networks(encoders, *sizes, weights_generator).to(device)
     fast = [*networks.actor.parameters(), *networks.critic.parameters()]
     groups = [{"params": fast}, {"params": networks.reward.parameters()}]
     optimizer = Adam(groups, eps=1e-7, fused=True)
     parts = {"networks": networks, "optimizer": optimizer}
-    run.start({**parts, "generator": generator, "log_generator": log_generator})
+    batches = common.Batches(lambda: sample(transitions, args, generator), generator, transitions.states)
+    run.start({**parts, "batches": batches, "log_generator": log_generator})
 
     def evaluate_now(step: int) -> dict[str, list]:
         run.clock("evaluation")
@@ -322,15 +331,14 @@ def train(args: Args) -> dict:
                 evaluate_now(step)
             for group, rate in zip(optimizer.param_groups, (args.learning_rate, args.reward_learning_rate)):
                 group["lr"] = rate * (1 - step / args.gradient_steps)
-            batch = transitions.sample(args.batch_size, generator)
-            update(batch, examples, networks, optimizer, args, generator, step)
+            update(next(batches), examples, networks, optimizer, args, step)
             if (step + 1) % args.log_interval == 0:
                 for name, source in (("train", transitions), ("heldout", heldout)):
-                    batch = source.sample(args.batch_size, log_generator)
-                    run.log(step + 1, name, measure(batch, examples, networks, args, log_generator))
+                    batch = sample(source, args, log_generator)
+                    run.log(step + 1, name, measure(batch, examples, networks, args))
                 run.log(step + 1, "heldout", measure_labelled(labelled, networks))
             run.end_step(step + 1, interrupted)
-        return run.finish(evaluate_now(args.gradient_steps))
+        return run.finish(evaluate_now(args.gradient_steps), networks.actor.mode)
 
 
 if __name__ == "__main__":

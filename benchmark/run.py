@@ -27,6 +27,7 @@ import common  # noqa: E402
 
 METHODS = ("laeo", "oril", "purl", "bc")
 SEEDS = (0, 1, 2)
+STATE_TASKS = [env_id for env_id, task in common.TASKS.items() if task.state_task is None]
 STEPS = {  # the easier tasks need fewer than the default; LAEO, which waits for no target network, fewer still
     "laeo-FetchReach": "--gradient-steps 3000",
     "FetchReach": "--gradient-steps 10000",
@@ -68,11 +69,11 @@ def experiments() -> dict[str, dict[str, list[str]]]:
     """Return the command of every run, by experiment and name."""
     data = {
         task: f"collect_data.py --env-id {task} --num-episodes {EPISODES.get(task, 4000)} --overwrite"
-        for task in common.TASKS
+        for task in STATE_TASKS
     }
     state = {
         f"{method}-{task}-{seed}": f"{method}.py --env-id {task} --seed {seed} {steps(method, task)}"
-        for task in common.TASKS
+        for task in STATE_TASKS
         for method in METHODS
         for seed in SEEDS
     }
@@ -83,7 +84,7 @@ def experiments() -> dict[str, dict[str, list[str]]]:
     }
     settings = {name: f"laeo.py --env-id FetchPush {flags}" for name, flags in SETTINGS.items()}
     tuning = {name: f"{command} --env-id FetchPush --seed 3" for name, command in TUNING.items()}
-    random = {task: f"benchmark/run.py --random --env-id {task}" for task in common.TASKS}
+    random = {task: f"benchmark/run.py --random --env-id {task}" for task in STATE_TASKS}
     runs = {"data": data, "state": state, "examples": examples, "settings": settings, "tuning": tuning}
     runs["random"] = random
     return {name: {run: command.split() for run, command in commands.items()} for name, commands in runs.items()}

@@ -17,7 +17,8 @@ def test_update_finds_the_maximum_likelihood_policy_of_each_state():
     x = np.array([-0.5, 0.2, 1.0])[states] + np.array([0.3, 0.6, 0.4])[states] * rng.normal(size=1200)
     expected = [(x[states == s].mean(), x[states == s].std()) for s in range(3)]
     one_hot = torch.eye(3)
-    actor = bc.Actor(torch.zeros(3), torch.ones(3), 1, 32, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    actor = bc.Actor(bc.Encoder(torch.zeros(3), torch.ones(3), 4, generator), 1, 32, generator)
     optimizer = torch.optim.Adam(actor.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, 800)
     batch = bc.Batch(one_hot[states], torch.from_numpy(np.tanh(x)).float()[:, None])
@@ -32,15 +33,16 @@ def test_update_finds_the_maximum_likelihood_policy_of_each_state():
 
 def test_gradient_is_that_of_laeo_with_nothing_but_cloning():
     generator = torch.Generator().manual_seed(1)
-    mean, std, sizes = torch.zeros(6), torch.ones(6), (2, 16)
-    actor, critic = laeo.Actor(mean, std, *sizes, generator), laeo.Critic(mean, std, *sizes, 4, generator)
-    clone = bc.Actor(mean, std, *sizes, generator)
+    sizes, encoders = (2, 16), [laeo.Encoder(torch.zeros(6), torch.ones(6), 4, generator) for _ in range(3)]
+    actor, critic = laeo.Actor(encoders[0], *sizes, generator), laeo.Critic(encoders[1], *sizes, 4, generator)
+    clone = bc.Actor(encoders[2], *sizes, generator)
     clone.load_state_dict(actor.state_dict())
     states = torch.randn(3, 8, 6, generator=generator)
     action = torch.rand(8, 2, generator=generator) * 2 - 1
     optimizer = torch.optim.SGD([*actor.parameters(), *critic.parameters(), *clone.parameters()], 0.0)
     args = laeo.Args(bc_coef=1.0)
-    laeo.update(laeo.Batch(states[0], action, states[1]), states[2], actor, critic, optimizer, args, generator)
+    noise = torch.randn(8, 2, generator=generator)
+    laeo.update(laeo.Batch(states[0], action, states[1], noise), states[2], actor, critic, optimizer, args)
     gradients = [parameter.grad.clone() for parameter in actor.parameters()]
     bc.update(bc.Batch(states[0], action), clone, optimizer)
     for parameter, gradient in zip(clone.parameters(), gradients):
@@ -56,8 +58,8 @@ def test_each_state_keeps_its_own_action_and_padding_is_never_seen():
         observations[episode, : length + 1] = [(episode, t) for t in range(length + 1)]
         actions[episode, :length, 0] = episode + np.arange(length) / 10
     data = common.Dataset(observations, actions, lengths, observations[:1, 0])
-    transitions = bc.Transitions(data, np.array([2, 0, 1]), torch.device("cpu"))
-    batch = transitions.sample(2000, torch.Generator().manual_seed(0))
+    transitions = common.Transitions(data, np.array([2, 0, 1]), torch.device("cpu"))
+    batch = bc.sample(transitions, bc.Args(batch_size=2000), torch.Generator().manual_seed(0))
     torch.testing.assert_close(batch.action[:, 0], batch.observation[:, 0] + batch.observation[:, 1] / 10)
     pairs, counts = batch.observation.unique(dim=0, return_counts=True)
     assert len(pairs) == 9 and counts.min() > 150  # each of the 3 + 5 + 1 transitions, equally often

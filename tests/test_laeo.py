@@ -12,9 +12,9 @@ import laeo
 
 def make_networks(dim=6, action_dim=2, hidden_dim=32, repr_dim=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    mean, std = torch.zeros(dim), torch.ones(dim)
-    actor = laeo.Actor(mean, std, action_dim, hidden_dim, generator)
-    critic = laeo.Critic(mean, std, action_dim, hidden_dim, repr_dim, generator)
+    encoders = [laeo.Encoder(torch.zeros(dim), torch.ones(dim), 4, generator) for _ in range(2)]
+    actor = laeo.Actor(encoders[0], action_dim, hidden_dim, generator)
+    critic = laeo.Critic(encoders[1], action_dim, hidden_dim, repr_dim, generator)
     return actor, critic
 
 
@@ -129,8 +129,8 @@ def test_log_prob_has_finite_gradients_for_saturated_actions():
 def test_future_states_follow_the_truncated_geometric_law():
     """Chi-square test of the joint law of transition and offset, on episodes of different length."""
     lengths, discount, draws = [1, 3, 8], 0.7, 200_000
-    transitions = laeo.Transitions(make_dataset(lengths), np.arange(3), torch.device("cpu"))
-    batch = transitions.sample(draws, discount, torch.Generator().manual_seed(0))
+    transitions = common.Transitions(make_dataset(lengths), np.arange(3), torch.device("cpu"))
+    batch = laeo.sample(transitions, laeo.Args(batch_size=draws, discount=discount), torch.Generator().manual_seed(0))
     episode, t = batch.observation.long().unbind(-1)
     future_episode, future_t = batch.future.long().unbind(-1)
     assert torch.equal(episode, future_episode)
@@ -150,8 +150,8 @@ def test_future_states_follow_the_truncated_geometric_law():
 
 def test_each_state_keeps_its_own_action():
     data = make_dataset([2, 5, 3])
-    transitions = laeo.Transitions(data, np.array([2, 0, 1]), torch.device("cpu"))
-    batch = transitions.sample(500, 0.99, torch.Generator().manual_seed(0))
+    transitions = common.Transitions(data, np.array([2, 0, 1]), torch.device("cpu"))
+    batch = laeo.sample(transitions, laeo.Args(batch_size=500), torch.Generator().manual_seed(0))
     episode, t = batch.observation.long().unbind(-1)
     assert np.array_equal(batch.action.numpy(), data.actions[episode, t])
     assert set(zip(episode.tolist(), t.tolist())) == {(e, t) for e, n in enumerate([2, 5, 3]) for t in range(n)}
@@ -160,17 +160,18 @@ def test_each_state_keeps_its_own_action():
 def test_padding_behind_an_episodes_end_is_never_sampled():
     data = make_dataset([2, 6])
     data.observations[0, 3:] = 1e9
-    transitions = laeo.Transitions(data, np.arange(2), torch.device("cpu"))
+    transitions = common.Transitions(data, np.arange(2), torch.device("cpu"))
     assert transitions.states.max() < 1e3 and len(transitions.states) == 3 + 7
 
 
 def test_rounding_never_crosses_an_episodes_end(monkeypatch):
     """The largest uniform number below one, and a discount near one, are the worst cases."""
-    transitions = laeo.Transitions(make_dataset([50]), np.arange(1), torch.device("cpu"))
+    transitions = common.Transitions(make_dataset([50]), np.arange(1), torch.device("cpu"))
     largest = lambda *size, **_: torch.full(size[:1], 1 - 2.0**-53, dtype=torch.float64)  # noqa: E731
     monkeypatch.setattr(torch, "rand", largest)
     for discount in (1e-6, 0.5, 0.99, 1 - 1e-6):
-        batch = transitions.sample(1000, discount, torch.Generator().manual_seed(0))
+        args = laeo.Args(batch_size=1000, discount=discount)
+        batch = laeo.sample(transitions, args, torch.Generator().manual_seed(0))
         assert (batch.future[:, 1] > batch.observation[:, 1]).all() and (batch.future[:, 1] <= 50).all()
 
 
@@ -213,14 +214,14 @@ def tabular():
     data = common.Dataset(
         one_hot[states], actions[..., None].astype(np.float32), np.full(episodes, steps, np.int32), one_hot[:1]
     )
-    transitions = laeo.Transitions(data, np.arange(episodes), torch.device("cpu"))
+    transitions = common.Transitions(data, np.arange(episodes), torch.device("cpu"))
     _, critic = make_networks(num_states, 1, hidden_dim=32, repr_dim=16)
     optimizer = torch.optim.Adam(critic.parameters(), 1e-2)
     generator = torch.Generator().manual_seed(0)
     batch_size, gradient_steps = 128, 4000
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, gradient_steps)
     for _ in range(gradient_steps):
-        batch = transitions.sample(batch_size, discount, generator)
+        batch = laeo.sample(transitions, laeo.Args(batch_size=batch_size, discount=discount), generator)
         loss = laeo.critic_loss(critic.phi(batch.observation, batch.action), critic.psi(batch.future))
         optimizer.zero_grad()
         loss.backward()
@@ -276,7 +277,8 @@ def make_batch(size=16, dim=6, action_dim=2):
     generator = torch.Generator().manual_seed(5)
     action = torch.rand(size, action_dim, generator=generator) * 2 - 1
     states = [torch.randn(size, dim, generator=generator) for _ in range(2)]
-    return laeo.Batch(states[0], action, states[1]), torch.randn(7, dim, generator=generator)
+    noise = torch.randn(size, action_dim, generator=torch.Generator().manual_seed(6))
+    return laeo.Batch(states[0], action, states[1], noise), torch.randn(7, dim, generator=generator)
 
 
 @pytest.mark.parametrize("objective", ["f", "exp_f", "log_exp_f"])
@@ -286,13 +288,12 @@ def test_each_loss_reaches_only_its_own_network(objective):
     batch, examples = make_batch()
     args = laeo.Args(policy_objective=objective, bc_coef=0.3)
     optimizer = torch.optim.SGD([*actor.parameters(), *critic.parameters()], lr=0.0)
-    laeo.update(batch, examples, actor, critic, optimizer, args, torch.Generator().manual_seed(6))
+    laeo.update(batch, examples, actor, critic, optimizer, args)
     loss = laeo.critic_loss(critic.phi(batch.observation, batch.action), critic.psi(batch.future))
     for parameter, gradient in zip(critic.parameters(), torch.autograd.grad(loss, list(critic.parameters()))):
         torch.testing.assert_close(parameter.grad, gradient)
     mean, std = actor(batch.observation)
-    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(6))
-    phi = critic.phi(batch.observation, torch.tanh(mean + std * noise))
+    phi = critic.phi(batch.observation, torch.tanh(mean + std * batch.noise))
     value = laeo.policy_value(phi, critic.psi(examples).detach(), len(batch.action), objective)
     loss = laeo.policy_loss(value, actor.log_prob(mean, std, batch.action), 0.3)
     for parameter, gradient in zip(actor.parameters(), torch.autograd.grad(loss, list(actor.parameters()))):
@@ -305,18 +306,20 @@ def test_update_moves_both_networks_and_no_buffer():
     batch, examples = make_batch()
     before = {k: v.clone() for k, v in [*actor.state_dict().items(), *critic.state_dict().items()]}
     optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], 1e-3)
-    laeo.update(batch, examples, actor, critic, optimizer, laeo.Args(), torch.Generator().manual_seed(0))
+    laeo.update(batch, examples, actor, critic, optimizer, laeo.Args())
     for name, value in [*actor.state_dict().items(), *critic.state_dict().items()]:
         assert torch.equal(value, before[name]) == ("observation" in name), name
 
 
 def test_networks_standardise_observations():
     mean, std = torch.tensor([5.0, -2.0]), torch.tensor([0.5, 10.0])
-    one = laeo.Actor(mean, std, 1, 8, torch.Generator().manual_seed(0))
-    other = laeo.Actor(torch.zeros(2), torch.ones(2), 1, 8, torch.Generator().manual_seed(0))
+    one, other = (
+        laeo.Actor(laeo.Encoder(*statistics, 4, torch.Generator()), 1, 8, torch.Generator().manual_seed(0))
+        for statistics in ((mean, std), (torch.zeros(2), torch.ones(2)))
+    )
     observation = torch.tensor([[5.5, 8.0]])
     assert torch.equal(one.mode(observation), other.mode(torch.tensor([[1.0, 1.0]])))
-    assert {"observation_mean", "observation_std"} <= set(one.state_dict())
+    assert {"encoder.observation_mean", "encoder.observation_std"} <= set(one.state_dict())
 
 
 def test_measure_against_an_independent_computation():

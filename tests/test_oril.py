@@ -16,14 +16,16 @@ DIM, ACTIONS, SIZE = 6, 2, 16
 
 def make_networks(dim=DIM, action_dim=ACTIONS, hidden_dim=32, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return oril.Networks(torch.zeros(dim), torch.ones(dim), action_dim, hidden_dim, generator)
+    encoders = [oril.Encoder(torch.zeros(dim), torch.ones(dim), 4, generator) for _ in range(3)]
+    return oril.Networks(encoders, action_dim, hidden_dim, generator)
 
 
 def make_batch(seed=5):
     generator = torch.Generator().manual_seed(seed)
     action = torch.rand(SIZE, ACTIONS, generator=generator) * 2 - 1
     states = [torch.randn(SIZE, DIM, generator=generator) for _ in range(2)]
-    return oril.Batch(states[0], action, states[1]), torch.randn(7, DIM, generator=generator)
+    noise = torch.randn(SIZE, ACTIONS, generator=torch.Generator().manual_seed(6))
+    return oril.Batch(states[0], action, states[1], noise), torch.randn(7, DIM, generator=generator)
 
 
 def scatter_targets(networks, seed=9):
@@ -34,9 +36,9 @@ def scatter_targets(networks, seed=9):
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
-def update(networks, optimizer, step, seed=6, **flags):
+def update(networks, optimizer, step, **flags):
     batch, examples = make_batch()
-    oril.update(batch, examples, networks, optimizer, oril.Args(**flags), torch.Generator().manual_seed(seed), step)
+    oril.update(batch, examples, networks, optimizer, oril.Args(**flags), step)
     return batch, examples
 
 
@@ -105,7 +107,7 @@ def test_raw_risk_falls_without_end_and_ours_does_not(raw):
     """Five examples, a network that can tell each of them apart, 1,000 steps."""
     generator = torch.Generator().manual_seed(0)
     examples, data = torch.randn(5, 8, generator=generator) + 1, torch.randn(200, 8, generator=generator)
-    reward = purl.Reward(torch.zeros(8), torch.ones(8), 64, generator)
+    reward = purl.Reward(purl.Encoder(torch.zeros(8), torch.ones(8), 4, generator), 64, generator)
     optimizer, losses = torch.optim.Adam(reward.parameters(), 1e-3), []
     loss_function = raw_positive_unlabelled_loss if raw else purl.reward_loss
     for _ in range(1000):
@@ -150,15 +152,15 @@ def test_policy_loss_is_normalised_and_its_normaliser_has_no_gradient():
 def test_target_noise_is_drawn_for_each_number_and_clipped():
     actor, generator = make_networks().actor, torch.Generator().manual_seed(0)
     observation = torch.zeros(5000, DIM)
-    mode = actor.mode(observation[:1])
-    noise = oril.target_action(actor, observation, oril.Args(), generator) - mode
+    mode, normal = actor.mode(observation[:1]), torch.randn(5000, ACTIONS, generator=generator)
+    noise = oril.target_action(actor, observation, normal, oril.Args()) - mode
     assert len(noise.unique(dim=0)) > 4900 and (noise[:, 0] - noise[:, 1]).abs().mean() > 0.1
     assert noise.std().item() == pytest.approx(0.2, rel=0.03) and noise.abs().max() <= 0.5 + 1e-6
-    clipped = oril.target_action(actor, observation, oril.Args(policy_noise=0.2, noise_clip=0.1), generator) - mode
+    clipped = oril.target_action(actor, observation, normal, oril.Args(policy_noise=0.2, noise_clip=0.1)) - mode
     assert clipped.abs().max() <= 0.1 + 1e-6 and ((clipped.abs() - 0.1).abs() < 1e-6).float().mean() > 0.5
-    wild = oril.target_action(actor, observation, oril.Args(policy_noise=5.0, noise_clip=9.0), generator)
+    wild = oril.target_action(actor, observation, normal, oril.Args(policy_noise=5.0, noise_clip=9.0))
     assert wild.abs().max() == 1
-    still = oril.target_action(actor, observation, oril.Args(policy_noise=0.0), generator)
+    still = oril.target_action(actor, observation, normal, oril.Args(policy_noise=0.0))
     assert torch.equal(still, mode.expand(5000, -1))
 
 
@@ -171,7 +173,7 @@ def test_each_loss_reaches_only_its_own_network():
     reward, actor, critic = networks.reward, networks.actor, networks.critic
 
     loss = oril.reward_loss(reward(examples), reward(batch.next_observation))
-    noise = (0.2 * torch.randn(SIZE, ACTIONS, generator=torch.Generator().manual_seed(6))).clamp(-0.5, 0.5)
+    noise = (0.2 * batch.noise).clamp(-0.5, 0.5)
     next_action = (networks.target_actor.mode(batch.next_observation) + noise).clamp(-1, 1)
     next_q = networks.target_critic(batch.next_observation, next_action)
     target = (torch.sigmoid(reward(batch.next_observation)) + 0.9 * torch.minimum(next_q[0], next_q[1])).detach()
@@ -238,7 +240,7 @@ def test_td3_finds_the_exact_q_function_of_a_small_mdp(learn_policy):
     """
     num_states, discount, rewards = 5, 0.9, np.array([0.05, 0.1, 0.9, 0.3, 0.05])
     rng = np.random.default_rng(0)
-    episodes, steps = 4000, 4
+    episodes, steps = 16_000, 4
     states, actions = np.zeros((episodes, steps + 1), int), rng.uniform(-1, 1, (episodes, steps)).astype(np.float32)
     states[:, 0] = rng.integers(num_states, size=episodes)
     for t in range(steps):
@@ -247,7 +249,7 @@ def test_td3_finds_the_exact_q_function_of_a_small_mdp(learn_policy):
     one_hot = np.eye(num_states, dtype=np.float32)
     lengths = np.full(episodes, steps, np.int32)
     data = common.Dataset(one_hot[states], actions[..., None], lengths, one_hot[:1])
-    transitions = oril.Transitions(data, np.arange(episodes), torch.device("cpu"))
+    transitions = common.Transitions(data, np.arange(episodes), torch.device("cpu"))
 
     networks = make_networks(num_states, 1, hidden_dim=64, seed=3)
     networks.reward = FixedReward(rewards)
@@ -258,8 +260,8 @@ def test_td3_finds_the_exact_q_function_of_a_small_mdp(learn_policy):
     generator = torch.Generator().manual_seed(0)
     examples = torch.from_numpy(one_hot[:1])
     for step in range(gradient_steps):
-        batch = transitions.sample(256, generator)
-        oril.update(batch, examples, networks, optimizer, args, generator, step)
+        batch = oril.sample(transitions, args, generator)
+        oril.update(batch, examples, networks, optimizer, args, step)
         schedule.step()
 
     right, left = np.roll(np.eye(num_states), 1, axis=1), np.roll(np.eye(num_states), -1, axis=1)
@@ -296,8 +298,8 @@ def test_next_observation_is_the_next_one_of_the_same_episode():
         observations[episode, : length + 1] = [(episode, t) for t in range(length + 1)]
         actions[episode, :length, 0] = episode + np.arange(length) / 10
     data = common.Dataset(observations, actions, lengths, observations[:1, 0])
-    transitions = oril.Transitions(data, np.array([2, 0, 1]), torch.device("cpu"))
-    batch = transitions.sample(2000, torch.Generator().manual_seed(0))
+    transitions = common.Transitions(data, np.array([2, 0, 1]), torch.device("cpu"))
+    batch = oril.sample(transitions, oril.Args(batch_size=2000), torch.Generator().manual_seed(0))
     torch.testing.assert_close(batch.action[:, 0], batch.observation[:, 0] + batch.observation[:, 1] / 10)
     assert torch.equal(batch.next_observation, batch.observation + torch.tensor([0.0, 1.0]))
     assert len(batch.observation.unique(dim=0)) == 9
@@ -307,7 +309,7 @@ def test_metrics_against_an_independent_computation():
     networks, (batch, examples) = make_networks(), make_batch()
     scatter_targets(networks)
     args = oril.Args(discount=0.9, policy_noise=0.0)
-    metrics = oril.measure(batch, examples, networks, args, torch.Generator())
+    metrics = oril.measure(batch, examples, networks, args)
     sigma = {name: torch.sigmoid(networks.reward(x)) for name, x in (("e", examples), ("d", batch.next_observation))}
     assert metrics["reward_examples"] == pytest.approx(sigma["e"].mean().item())
     assert metrics["reward_data"] == pytest.approx(sigma["d"].mean().item())

@@ -103,7 +103,7 @@ def test_interrupted_and_resumed_run_gives_the_same_bits(script, reach_dataset, 
     assert result["args"]["gradient_steps"] == 40 and result["gradient_steps"] == 40
 
 
-@pytest.mark.parametrize("name, uses", [("laeo", 5 + 10 + 2), ("bc", 1 + 10 + 2), ("oril", 4 + 20 + 4)])
+@pytest.mark.parametrize("name, uses", [("laeo", 5 + 10 + 2), ("bc", 1 + 10 + 2), ("oril", 4 + 10 + 2)])
 def test_weights_batches_and_metrics_draw_from_different_streams(name, uses, reach_dataset, tmp_path, monkeypatch):
     """PyTorch's generator on the CPU reads 32 bits of a seed, so that seeds 0 and 2**32 would be one stream."""
     script, draws = SCRIPTS[name], []  # what each generator would draw next, at every use
@@ -115,11 +115,10 @@ def test_weights_batches_and_metrics_draw_from_different_streams(name, uses, rea
 
         return remembering
 
-    monkeypatch.setattr(script.Transitions, "sample", remember(script.Transitions.sample))
-    for function in {"mlp", "target_action"} & set(vars(script)):
+    for function in ("mlp", "sample"):
         monkeypatch.setattr(script, function, remember(getattr(script, function)))
     script.train(small_args(script, reach_dataset, tmp_path / "run", gradient_steps=10))
-    assert len(draws) == uses  # networks; training batches and their noise; the same of metrics
+    assert len(draws) == uses  # networks; training batches; batches of metrics
     assert len(set(draws)) == len(draws)
 
 
@@ -127,7 +126,8 @@ def test_weights_batches_and_metrics_draw_from_different_streams(name, uses, rea
 
 
 def test_evaluation_is_the_same_every_time_and_its_starts_are_its_own():
-    actor = bc.Actor(torch.zeros(6), torch.ones(6), 4, 32, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    actor = bc.Actor(bc.Encoder(torch.zeros(6), torch.ones(6), 4, generator), 4, 32, generator)
     one = bc.evaluate(actor, "SawyerWindowOpen", 12, 0, torch.device("cpu"))
     assert one == bc.evaluate(actor, "SawyerWindowOpen", 12, 0, torch.device("cpu"))
     env, starts = common.make_env("SawyerWindowOpen"), []
@@ -159,7 +159,8 @@ def test_evaluation_counts_success_as_documented(monkeypatch):
             pass
 
     monkeypatch.setattr(common, "make_env", lambda _: Scripted())
-    actor = bc.Actor(torch.zeros(6), torch.ones(6), 4, 32, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    actor = bc.Actor(bc.Encoder(torch.zeros(6), torch.ones(6), 4, generator), 4, 32, generator)
     results = bc.evaluate(actor, "any", 2, 0, torch.device("cpu"))
     assert results["success"] == [True, True] and results["final_success"] == [False, False]
     assert results["initial_success"] == [True, True]
@@ -189,14 +190,15 @@ def test_result_and_metrics_hold_what_the_readme_promises(script, reach_dataset,
 def test_heldout_episodes_are_never_trained_on_and_the_same_for_all_methods(reach_dataset, tmp_path, monkeypatch):
     splits = []
     for name, script in SCRIPTS.items():
-        made, original = [], script.Transitions.__init__
+        made, original = [], common.Transitions.__init__
 
         def remember(self, data, episodes, device, made=made, original=original):
             made.append(frozenset(episodes.tolist()))
             original(self, data, episodes, device)
 
-        monkeypatch.setattr(script.Transitions, "__init__", remember)
-        script.train(small_args(script, reach_dataset, tmp_path / name, gradient_steps=1, holdout_fraction=0.25))
+        with monkeypatch.context() as patch:
+            patch.setattr(common.Transitions, "__init__", remember)
+            script.train(small_args(script, reach_dataset, tmp_path / name, gradient_steps=1, holdout_fraction=0.25))
         trained, heldout = made
         assert not trained & heldout and len(heldout) == 10 and len(trained | heldout) == 40
         splits.append((trained, heldout))
@@ -383,7 +385,7 @@ MAY_DIFFER = {
     "critic_loss": [["laeo"], ["oril", "purl"]],
     "policy_loss": [["laeo"], ["oril", "purl"]],
     "Batch": [["laeo"], ["bc"], ["oril", "purl"]],  # what a method's losses need
-    "Transitions": [["laeo"], ["bc"], ["oril", "purl"]],
+    "sample": [["laeo"], ["bc"], ["oril", "purl"]],
     "update": [["laeo"], ["bc"], ["oril"], ["purl"]],  # purl hands eta to its loss
     "measure": [["laeo"], ["bc"], ["oril"], ["purl"]],
     "train": [["laeo"], ["bc"], ["oril"], ["purl"]],  # see the next test
@@ -424,10 +426,13 @@ def statements(name):
 def test_the_training_loops_differ_in_what_a_method_needs_only():
     """All of bc.py's loop is in the others, but for the lines that build, update and measure its networks."""
     own = {
-        "laeo": {"actor = ", "optimizer = ", "parts = ", "data, training", "batch = ", "update(", "run.log(step"},
+        "laeo": {
+            "encoder = ", "actor = ", "optimizer = ", "parts = ", "data, training", "batch = ", "update(",
+            "run.log(step",
+        },
         "oril": {
-            "actor = ", "optimizer = ", "parts = ", "data, training", "update(", "run.log(step", "return run.log_eval",
-            "group[", "for group",
+            "encoder = ", "actor = ", "optimizer = ", "parts = ", "data, training", "update(", "run.log(step",
+            "return run.log_eval", "group[", "for group",
         },
     }  # fmt: skip
     own["purl"] = own["oril"]
