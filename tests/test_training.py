@@ -427,7 +427,7 @@ def test_the_training_loops_differ_in_what_a_method_needs_only():
     """All of bc.py's loop is in the others, but for the lines that build, update and measure its networks."""
     own = {
         "laeo": {
-            "encoder = ", "actor = ", "optimizer = ", "parts = ", "data, training", "batch = ", "update(",
+            "encoder = ", "actor = ", "optimizer = ", "parts = ", "data, training", "update(",
             "run.log(step",
         },
         "oril": {
