@@ -110,7 +110,7 @@ def mlp(sizes: list[int], generator: torch.Generator) -> nn.Sequential:
     """Return a ReLU network with a linear last layer, Glorot-uniform weights and zero biases."""
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
-        linear = nn.Linear(fan_in, fan_out)
+        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)  # which would draw from the global generator
         nn.init.xavier_uniform_(linear.weight, generator=generator)
         nn.init.zeros_(linear.bias)
         layers += [linear, nn.ReLU()] if i < len(sizes) - 2 else [linear]

@@ -535,7 +535,7 @@ def check_range(least: float, most: float, args: Any, *names: str) -> None:
     """Raise UserError for the first of these flags that is not within [least, most]."""
     for name in names:
         value = getattr(args, name)
-        if not least <= value <= most:
+        if not least <= value <= most or value == float("inf"):
             bounds = f"from {least} to {most}" if most < float("inf") else f"{least} or more"
             raise UserError(f"error: --{name.replace('_', '-')} is {value}; it must be {bounds}.")
 
@@ -846,9 +846,9 @@ class RunArgs:
 class Run:
     """Everything around a training that is not the method: flags, data, clocks, metrics, checkpoints, the result.
 
-    A script calls `load_data`, `start`, and in its loop `log`, `log_evaluation`, `clock` and `end_step`; then
-    `finish`.
-    `args` are the flags, those of the run that is resumed if there is one; `first_step` is where the loop begins.
+    A script calls `load_data` and `start`, in its loop `log`, `log_evaluation`, `clock` and `end_step`, then `finish`.
+    `args` are the flags, those of the run that is resumed if there is one; `first_step` is where the loop begins;
+    `device` is where to train; `progress` is the bar of the loop.
     """
 
     def __init__(self, method: str, args: Any):
@@ -857,17 +857,26 @@ class Run:
         self.seconds = {"data": 0.0, "training": 0.0, "evaluation": 0.0}
         self.clock("data")
         if args.resume is not None:
+            given = {name for name, value in vars(type(args)()).items() if value != getattr(args, name)} - {"resume"}
+            if given:
+                names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
+                raise UserError(f"error: --resume takes all other flags from {args.resume}; leave out {names}.")
             self.checkpoint = load_weights(args.resume / "checkpoint.pt")
             made_by, flags = self.checkpoint.get("method"), self.checkpoint.get("args", {})
-            if made_by != method or set(flags) != set(vars(args)):
-                made_by = made_by if made_by not in (None, method) else "another version"
-                raise UserError(
-                    f"error: {args.resume} is a run of {made_by}, not of this {method}.py; resume it there."
-                )
+            if made_by not in (None, method):
+                raise UserError(f"error: {args.resume} is a run of {made_by}.py, not of {method}.py; resume it there.")
+            header = {"step", "seconds", "dataset", "log_size"}
+            if set(flags) != set(vars(args)) or not header <= set(self.checkpoint):
+                raise self._other_version(args.resume)
             args = type(args)(
                 **{**flags, "run_dir": args.resume, "dataset": flags["dataset"] and Path(flags["dataset"])}
             )
             self.seconds = self.checkpoint["seconds"]
+            if args.device == "cuda" and not torch.cuda.is_available():
+                raise UserError(
+                    f"error: {args.run_dir} was trained on a GPU, whose random numbers no CPU draws, and PyTorch finds "
+                    "none here; resume it where there is one."
+                )
         self.first_step = self.checkpoint["step"] if self.checkpoint else 0
         check_range(1, np.inf, args, "gradient_steps", "hidden_dim", "channels", "log_interval", "eval_episodes")
         check_range(0, np.inf, args, "eval_interval")
@@ -878,6 +887,10 @@ class Run:
         check_range(0, 2**32 - 1, args, "seed")
         self.device = find_device(args.device)
         self.args = replace(args, device=self.device.type)  # a run that is resumed goes on where it was
+
+    @staticmethod
+    def _other_version(run_dir: Path) -> UserError:
+        return UserError(f"error: {run_dir}/checkpoint.pt was written by another version of this script; start anew.")
 
     def load_data(self, num_success: int) -> tuple[Dataset, np.ndarray, np.ndarray]:
         """Return the dataset, the episodes to train on and the held-out ones; the seed decides both choices.
@@ -902,10 +915,14 @@ class Run:
     def load_labelled(self, data: Dataset, episodes: np.ndarray, limit: int = 1_000) -> dict[str, np.ndarray]:
         """Return states of some episodes by label, [at most `limit`, ...] each, for metrics that no training sees.
 
-        `success` and `failure`: what the dataset's flags say of them; `start`: the first state of each episode.
+        `success` and `failure`: what the dataset's flags say of them, if it has any, without the success examples;
+        `start`: the first state of each episode.
         """
-        path, states = self.dataset / "successes.npy", {}
-        flags = _load_array(path, "?", self.checksums.get("successes"))
+        path, states = self.dataset / "successes.npy", {"start": data.observations[episodes[:limit], 0]}
+        if "successes" not in self.checksums:
+            empty = states["start"][:0]
+            return {**states, "success": empty, "failure": empty}
+        flags = _load_array(path, "?", self.checksums["successes"])
         if flags.shape != data.observations.shape[:2]:
             raise UserError(f"error: {path} has shape {flags.shape}; it must be {data.observations.shape[:2]}.")
         rng = np.random.default_rng(0)
@@ -913,8 +930,10 @@ class Run:
         for label, wanted in (("success", flags[episodes]), ("failure", ~flags[episodes])):
             rows, columns = np.nonzero(wanted & inside)
             chosen = rng.permutation(len(rows))[:limit]
-            states[label] = data.observations[episodes[rows[chosen]], columns[chosen]]
-        return {**states, "start": data.observations[episodes[:limit], 0]}
+            found = data.observations[episodes[rows[chosen]], columns[chosen]]
+            examples = {example.tobytes() for example in data.success_examples}
+            states[label] = found[[state.tobytes() not in examples for state in found]]
+        return states
 
     def seeds(self, number: int) -> list[int]:
         """Return seeds of separate random streams. They have 32 bits: PyTorch's CPU generator reads no more."""
@@ -932,9 +951,17 @@ class Run:
             Camera(env, OUTSIDE_VIEWS["FetchPush"]).close()
             env.close()
         if self.checkpoint:
-            for name, part in parts.items():
-                load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
-                load(self.checkpoint[name])
+            try:
+                for name, part in parts.items():
+                    load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
+                    load(self.checkpoint[name])
+            except (
+                KeyError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+            ):  # a part, a tensor or a shape is not what it is here
+                raise self._other_version(self.args.run_dir) from None
         name = f"{self.args.env_id}__{self.method}__{self.args.seed}__{int(time.time())}"
         self.directory = self.args.run_dir or Path("runs") / name
         log_size = self.checkpoint["log_size"] if self.checkpoint else 0
@@ -967,7 +994,10 @@ class Run:
         return episodes
 
     def end_step(self, step: int, interrupted: Any) -> None:
-        """Write a checkpoint after every 5,000th and the last step, and when interrupted; then raise UserError."""
+        """Write a checkpoint after every 5,000th and the last step, and when interrupted; then raise UserError.
+
+        Raises UserError, and writes nothing, if a network has diverged.
+        """
         self.progress.update()
         if not interrupted and step % 5_000 and step != self.args.gradient_steps:
             return
@@ -976,8 +1006,12 @@ class Run:
         content |= {"dataset": self.checksums, "log_size": self._log.path.stat().st_size}
         for name, part in self.parts.items():
             content[name] = part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+            tensors = part.parameters() if isinstance(part, torch.nn.Module) else ()
+            if not all(torch.isfinite(tensor).all() for tensor in tensors):
+                raise UserError(f"error: the {name} is not finite at step {step}; try a smaller --learning-rate.")
         save_weights(self.directory / "checkpoint.pt", content)
         if interrupted:
+            self._log.writer.close()
             command = f"python {self.method}.py --resume {self.directory}"
             raise UserError(f"interrupted at step {step}; go on with: {command}")
 
@@ -989,6 +1023,7 @@ class Run:
         """
         self.clock("training")
         self.progress.close()
+        self._log.writer.close()
         flags = {name: episodes[name] for name in ("success", "final_success", "initial_success")}
         result = {
             **success_statistics(flags),

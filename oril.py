@@ -72,7 +72,7 @@ def mlp(sizes: list[int], generator: Generator, layer_norm: bool = False) -> nn.
     """Return a ReLU network with a linear last layer, Glorot-uniform weights and zero biases."""
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
-        linear = nn.Linear(fan_in, fan_out)
+        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)  # which would draw from the global generator
         nn.init.xavier_uniform_(linear.weight, generator=generator)
         nn.init.zeros_(linear.bias)
         hidden = [linear, nn.LayerNorm(fan_out), nn.ReLU()] if layer_norm else [linear, nn.ReLU()]
@@ -90,11 +90,11 @@ class Encoder(nn.Module):
         self.net, self.dim = nn.Identity(), mean.numel()  # dim: how many features
         if mean.ndim == 3:
             a, b, self.dim = channels, 2 * channels, 2 * channels * (mean.shape[0] // 8) * (mean.shape[1] // 8)
-            convolutions = nn.Conv2d(3, a, 8, 4, 2), nn.Conv2d(a, b, 4, 2, 1), nn.Conv2d(b, b, 3, 1, 1)
+            sizes = (3, a, 8, 4, 2), (a, b, 4, 2, 1), (b, b, 3, 1, 1)  # channels, kernel, stride, padding
+            convolutions = [nn.utils.skip_init(nn.Conv2d, *size) for size in sizes]
+            for c in convolutions:
+                nn.init.xavier_uniform_(c.weight, generator=generator), nn.init.zeros_(c.bias)
             self.net = nn.Sequential(*(layer for c in convolutions for layer in (c, nn.ReLU())), nn.Flatten(-3))
-            for convolution in convolutions:
-                nn.init.xavier_uniform_(convolution.weight, generator=generator)
-                nn.init.zeros_(convolution.bias)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return features [B, dim] of observations, float32 or, for images, uint8."""

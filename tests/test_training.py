@@ -71,11 +71,13 @@ def test_same_seed_gives_the_same_bits_whatever_is_evaluated_or_logged(script, r
 
 
 def test_global_random_state_changes_nothing(script, reach_dataset, tmp_path):
-    """Every draw comes from a generator of the run's own seed."""
+    """Every draw comes from a generator of the run's own seed, and none of the training's from a global one."""
     for seed in (0, 1):
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002
+        before = torch.get_rng_state()
         script.train(small_args(script, reach_dataset, tmp_path / str(seed)))
+        assert torch.equal(torch.get_rng_state(), before)
     assert_same_bits(final_weights(tmp_path / "0"), final_weights(tmp_path / "1"))
 
 
@@ -253,7 +255,10 @@ def test_labelled_states_are_what_the_flags_say(reach_dataset, tmp_path):
     run = common.Run("oril", small_args(oril, reach_dataset, tmp_path / "run", holdout_fraction=0.5))
     data, _, heldout = run.load_data(10)
     states, flags = run.load_labelled(data, heldout), np.load(reach_dataset / "successes.npy")
-    assert len(states["success"]) == flags[heldout].sum() > 0
+    examples = {example.tobytes() for example in data.success_examples}
+    solved = [state for state in data.observations[heldout][flags[heldout]] if state.tobytes() not in examples]
+    assert flags[heldout].sum() > len(solved) > 0
+    assert {state.tobytes() for state in states["success"]} == {state.tobytes() for state in solved}
     assert len(states["failure"]) == min(1000, (~flags[heldout]).sum())
     goal = common.TASKS["FetchReach"].desired_goal
     distance = {name: np.linalg.norm(states[name][:, :3] - goal, axis=1) for name in ("success", "failure")}
@@ -273,7 +278,12 @@ def test_labelled_states_are_what_the_flags_say(reach_dataset, tmp_path):
         ({"quality": "easy"}, "there is no quality 'easy'"),
         ({"env_id": "FetchPsh"}, "did you mean FetchPush"),
         ({"env_id": "FetchPush"}, "is a dataset of FetchReach, not of FetchPush"),
-        ({"resume": Path("nowhere")}, "nowhere/checkpoint.pt is damaged or missing"),
+        ({"learning_rate": float("nan")}, "--learning-rate is nan; it must be from 0 to 1"),
+        ({"gradient_steps": float("inf")}, "--gradient-steps is inf; it must be 1 or more"),
+        (
+            {"resume": Path("nowhere")},
+            "--resume takes all other flags from nowhere; leave out --batch-size, --dataset, ",
+        ),
     ],
 )
 def test_mistakes_get_one_sentence(script, reach_dataset, tmp_path, flags, message):
@@ -311,6 +321,19 @@ def refuse(script, args, flags, message):
     assert not args.run_dir.exists()
 
 
+def test_data_without_success_flags_have_no_metrics_of_them(reach_dataset, tmp_path):
+    shutil.copytree(reach_dataset, tmp_path / "data")
+    (tmp_path / "data" / "successes.npy").unlink()
+    metadata = json.loads((tmp_path / "data" / "metadata.json").read_text())
+    del metadata["sha256"]["successes"]
+    (tmp_path / "data" / "metadata.json").write_text(json.dumps(metadata))
+    for name, data in (("with", reach_dataset), ("without", tmp_path / "data")):
+        oril.train(small_args(oril, data, tmp_path / name))
+    text = (tmp_path / "without" / "metrics.jsonl").read_text()
+    assert "heldout/q_start" in text and "heldout/reward_success" not in text and "heldout/reward_failure" not in text
+    assert_same_bits(final_weights(tmp_path / "with"), final_weights(tmp_path / "without"))
+
+
 def test_damaged_success_flags_get_one_sentence(reach_dataset, tmp_path):
     shutil.copytree(reach_dataset, tmp_path / "data")
     (tmp_path / "data" / "successes.npy").unlink()
@@ -342,13 +365,29 @@ def test_run_directory_is_not_used_twice(reach_dataset, tmp_path):
 def test_run_is_not_resumed_on_other_data_or_by_another_method(reach_dataset, tmp_path):
     shutil.copytree(reach_dataset, tmp_path / "data")
     oril.train(small_args(oril, tmp_path / "data", tmp_path / "run", gradient_steps=2))
-    with pytest.raises(common.UserError, match="is a run of oril, not of this purl.py"):
+    with pytest.raises(common.UserError, match=r"is a run of oril.py, not of purl.py; resume it there"):
         purl.train(purl.Args(resume=tmp_path / "run"))
     checkpoint = common.load_weights(tmp_path / "run" / "checkpoint.pt")
-    older = {**checkpoint, "args": {**checkpoint["args"], "a_flag_that_is_gone": 1}}
-    common.save_weights(tmp_path / "older" / "checkpoint.pt", older)
-    with pytest.raises(common.UserError, match="is a run of another version, not of this oril.py"):
-        oril.train(oril.Args(resume=tmp_path / "older"))
+    with pytest.raises(common.UserError, match=r"--resume takes all other flags from .*run; leave out --seed\."):
+        oril.train(oril.Args(resume=tmp_path / "run", seed=1))
+    networks, name = checkpoint["networks"], "actor.net.0.weight"
+    for change in (
+        {"args": {**checkpoint["args"], "a_flag_that_is_gone": 1}},
+        {"seconds": None},
+        {"networks": {"other" if key == name else key: value for key, value in networks.items()}},
+        {"networks": {**networks, name: networks[name][:, :-1]}},
+        {"optimizer": {}},
+    ):
+        older = {key: value for key, value in {**checkpoint, **change}.items() if value is not None}
+        common.save_weights(tmp_path / "older" / "checkpoint.pt", older)
+        with pytest.raises(common.UserError, match="older/checkpoint.pt was written by another version of this script"):
+            oril.train(oril.Args(resume=tmp_path / "older"))
+    common.save_weights(
+        tmp_path / "gpu" / "checkpoint.pt", {**checkpoint, "args": {**checkpoint["args"], "device": "cuda"}}
+    )
+    if not torch.cuda.is_available():
+        with pytest.raises(common.UserError, match="gpu was trained on a GPU, .* finds none here; resume it where"):
+            oril.train(oril.Args(resume=tmp_path / "gpu"))
     metadata = json.loads((tmp_path / "data" / "metadata.json").read_text())
     metadata["sha256"]["actions"] = "0" * 64
     (tmp_path / "data" / "metadata.json").write_text(json.dumps(metadata))
@@ -360,6 +399,49 @@ def test_training_that_diverges_says_so(script, reach_dataset, tmp_path, monkeyp
     monkeypatch.setattr(script, "measure", lambda *_: {"some_loss": float("nan")})
     with pytest.raises(common.UserError, match="train/some_loss is nan at step 10; try a smaller --learning-rate"):
         script.train(small_args(script, reach_dataset, tmp_path / "run"))
+
+
+def test_network_that_diverges_after_the_last_metrics_says_so(script, reach_dataset, tmp_path):
+    args = small_args(script, reach_dataset, tmp_path / "run", learning_rate=1.0, log_interval=1000)
+    original, calls = script.update, []
+
+    def update(*args):
+        original(*args)
+        calls.append(1)
+        if len(calls) == 40:
+            network = next(x for x in args if isinstance(x, torch.nn.Module))
+            next(network.parameters()).data.fill_(float("nan"))
+
+    script.update = update
+    try:
+        with pytest.raises(common.UserError, match="(actor|networks) is not finite at step 40; try a smaller --learn"):
+            script.train(args)
+    finally:
+        script.update = original
+    assert not (tmp_path / "run" / "checkpoint.pt").exists() and not (tmp_path / "run" / "result.json").exists()
+
+
+def test_seconds_add_up_over_a_resumed_run(reach_dataset, tmp_path):
+    args = small_args(bc, reach_dataset, tmp_path / "run")
+    bc.train(args)
+    checkpoint = common.load_weights(tmp_path / "run" / "checkpoint.pt")
+    before = {"data": 100.0, "training": 1000.0, "evaluation": 10_000.0}
+    common.save_weights(tmp_path / "run" / "checkpoint.pt", {**checkpoint, "seconds": before})
+    after = bc.train(bc.Args(resume=tmp_path / "run"))["seconds"]
+    assert all(before[name] < after[name] < before[name] + 60 for name in before)
+
+
+def test_of_two_episodes_one_is_trained_on_and_one_held_out(reach_dataset, tmp_path):
+    shutil.copytree(reach_dataset, tmp_path / "data")
+    metadata = json.loads((tmp_path / "data" / "metadata.json").read_text())
+    for name in ("observations", "actions", "lengths"):
+        np.save(tmp_path / "data" / f"{name}.npy", np.load(reach_dataset / f"{name}.npy")[:2])
+        metadata["sha256"][name] = common.sha256(tmp_path / "data" / f"{name}.npy")
+    (tmp_path / "data" / "metadata.json").write_text(json.dumps(metadata))
+    for fraction in (0.0, 0.9):
+        run = common.Run("bc", small_args(bc, tmp_path / "data", tmp_path / "run", holdout_fraction=fraction))
+        _, trained, heldout = run.load_data(0)
+        assert sorted([*trained, *heldout]) == [0, 1] and len(trained) == 1
 
 
 def test_at_least_one_episode_is_trained_on_and_one_held_out(script, reach_dataset, tmp_path):
