@@ -1,5 +1,7 @@
 """Print the README's tables from benchmark/results/, or put them into README.md with --write.
 
+A row whose results are missing is left out.
+
 An interval is the 95 % Wilson interval of all episodes of all seeds together; the spread over seeds is given beside it.
 """
 
@@ -54,6 +56,8 @@ def state_table() -> str:
     for env_id in STATE_TASKS:
         for method, name in METHODS.items():
             mine = of_task(runs, method, env_id)
+            if not mine:
+                continue
             lines.append(
                 f"| {env_id} | {name} | **{rate(mine, 'success')}** | {seeds(mine)} | {rate(mine, 'final_success')} "
                 f"| {seeds(mine, 'final_success')} | {mine[0]['gradient_steps']:,} | {minutes(mine)} |"
@@ -69,7 +73,9 @@ def tasks_table() -> str:
         "|---|---|---|---|",
     ]
     for env_id in STATE_TASKS:
-        mine, data = of_task(runs, "laeo", env_id), datasets[env_id]
+        mine, data = of_task(runs, "laeo", env_id), datasets.get(env_id)
+        if not mine or data is None or env_id not in random:
+            continue
         lines.append(
             f"| {env_id} | {data['success_rate']:.3f} / {data['final_success_rate']:.3f} "
             f"| {random[env_id]['success_rate']:.3f} | {np.mean([run['initial_success_rate'] for run in mine]):.3f} |"
@@ -98,6 +104,8 @@ def examples_table() -> str:
     for n in (200, 10, 1):
         name = "laeo-FetchPush-" if n == 200 else f"FetchPush-{n}-"
         mine = [run for run_name, run in {**many, **few}.items() if re.fullmatch(name + r"\d", run_name)]
+        if not mine:
+            continue
         steps = f"{mine[0]['gradient_steps']:,}"
         lines.append(f"| {n} | {steps} | {rate(mine, 'success')} | {seeds(mine)} | {rate(mine, 'final_success')} |")
     return "\n".join(lines)
@@ -111,7 +119,8 @@ def settings_table() -> str:
         "|---" * (len(flags) + 4) + "|",
     ]
     names = {"objective-paper": "the paper's objective", "objective-released-code": "the released code's objective"}
-    for name, run in {"default": load("state")["laeo-FetchPush-0"], **load("settings")}.items():
+    defaults = [("default", run) for name, run in load("state").items() if name == "laeo-FetchPush-0"]
+    for name, run in [*defaults, *load("settings").items()]:
         note = "**default**" if name == "default" else names.get(name, "")
         values = " | ".join(str(run["args"][flag]) for flag in flags)
         lines.append(

@@ -1,12 +1,14 @@
-"""Make the numbers of the README again: run every command of an experiment that has no result yet.
+"""Make the numbers of the README: run every command of an experiment that has no result yet, or with --redo every one.
 
     python benchmark/run.py --list                  # the commands, and which of them are done
     python benchmark/run.py state examples          # run the missing ones, one after the other
+    python benchmark/run.py data state --redo       # run all of them again
     python benchmark/report.py --write              # put the tables into README.md
 
 Each run's result.json, with the outcome of every single episode, becomes benchmark/results/EXPERIMENT/NAME.json; of a
 dataset it is the metadata.json. A run that fails is reported at the end, with a non-zero exit; what is done stays done,
-so that the same command goes on. Run `data` first: the other experiments read its datasets.
+so that the same command goes on (with --redo it begins again). Run `data` first: the other experiments read its
+datasets. A dataset that is not in datasets/ is not done, although its metadata may be among the results.
 """
 
 import argparse
@@ -110,11 +112,17 @@ def play_randomly(env_id: str, run_dir: Path) -> None:
     common.write_json(run_dir / "result.json", {**common.success_statistics(flags), "episodes": episodes})
 
 
+def dataset(task: str) -> Path:
+    """Return where the experiments look for a task's dataset."""
+    return ROOT / "datasets" / f"{task}-medium"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ", ".join(experiments())
     parser.add_argument("experiments", nargs="*", help=f"which to run: {names}; all if none is named")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
+    parser.add_argument("--redo", action="store_true", help="run also those that have a result, and replace it")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
     parser.add_argument("--only", default="", help="run only those whose name contains this")
     parser.add_argument("--random", action="store_true", help=argparse.SUPPRESS)
@@ -133,36 +141,53 @@ def main() -> None:
             target = RESULTS / experiment / f"{name}.json"
             if args.only not in name:
                 continue
+            done = target.exists() and (command[0] != "collect_data.py" or dataset(name).exists())
             if args.list:
-                print("done " if target.exists() else "to do", experiment.ljust(9), "python", " ".join(command))
-            elif not target.exists():
+                print("done " if done else "to do", experiment.ljust(9), "python", " ".join(command))
+            elif args.redo or not done:
                 todo.append((target, command))
+    made = {target.stem for target, command in todo if command[0] == "collect_data.py"}
+    for _, command in todo:  # a method would make a missing dataset itself, with another number of episodes
+        missing = [task for task in common.TASKS if task in command and task not in made and not dataset(task).exists()]
+        if missing and "--random" not in command:
+            sys.exit(f"error: there is no datasets/{missing[0]}-medium; make it with: python benchmark/run.py data")
     environment = dict(os.environ)
     if args.jobs > 1:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
     failed, running = [], []
-    while todo or running:
-        while todo and len(running) < args.jobs:
-            target, command = todo.pop(0)
-            run_dir = Path(tempfile.mkdtemp(prefix="benchmark-")) / target.stem
-            output = ["--run-dir", str(run_dir)]
-            if command[0] == "collect_data.py":  # to where the other experiments look for it
-                output = ["--output", f"datasets/{target.stem}-medium"]
-            print("python", *command, flush=True)
-            with open(run_dir.with_suffix(".log"), "w") as log:
-                process = subprocess.Popen([sys.executable, *command, *output], cwd=ROOT, env=environment, stderr=log)
-            running.append((process, target, command, run_dir))
-        process, target, command, run_dir = running.pop(0)
-        if process.wait() == 0:
-            metadata = ROOT / "datasets" / f"{target.stem}-medium" / "metadata.json"
-            result = metadata if command[0] == "collect_data.py" else run_dir / "result.json"
-            common.write_json(target, json.loads(result.read_text()))
-        else:
-            failed.append((" ".join(command), run_dir.with_suffix(".log")))
+    try:
+        while todo or running:
+            # A dataset is made with all cores, and the next run may need it: nothing starts beside it.
+            while todo and len(running) < args.jobs and not any(run[2][0] == "collect_data.py" for run in running):
+                target, command = todo.pop(0)
+                run_dir = Path(tempfile.mkdtemp(prefix="benchmark-")) / target.stem
+                output = ["--run-dir", str(run_dir)]
+                if command[0] == "collect_data.py":
+                    output = ["--output", f"datasets/{target.stem}-medium"]
+                print("python", *command, flush=True)
+                with open(run_dir.with_suffix(".log"), "w") as log:
+                    line = [sys.executable, *command, *output]
+                    process = subprocess.Popen(line, cwd=ROOT, env=environment, stderr=log)
+                running.append((process, target, command, run_dir))
+            process, target, command, run_dir = running[0]
+            status = process.wait()
+            running.pop(0)
+            if status == 0:
+                metadata = dataset(target.stem) / "metadata.json"
+                result = metadata if command[0] == "collect_data.py" else run_dir / "result.json"
+                common.write_json(target, json.loads(result.read_text()))
+            else:
+                failed.append((" ".join(command), run_dir.with_suffix(".log")))
+    except KeyboardInterrupt:  # which reaches the other processes too; they need a moment to leave nothing behind
+        print("\ninterrupted: waiting for the runs to end", file=sys.stderr)
+        for process, *_ in running:
+            process.wait()
+        sys.exit("error: interrupted; what is done stays done.")
     for command, log in failed:
         print(f"failed: python {command} (its messages: {log})", file=sys.stderr)
     sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":
-    main()
+    with common.exit_quietly():
+        main()
