@@ -1,16 +1,16 @@
 """BC, behavioural cloning: a policy as likely as possible to have chosen the actions of the trajectories.
 
-It looks at no success example: it is what the methods that do are to be better than, and, being the same policy with
-the same likelihood, what LAEO is with `--bc-coef 1`.
+It looks at no success example: the methods that do are to be better than it. It is LAEO with `--bc-coef 1`.
 
     python bc.py --env-id FetchReach --gradient-steps 3000
     python bc.py --env-id FetchPush
 
 Differences from the LAEO paper's baseline (Hatch et al. 2023, Section 5) and its released code, with the reasons:
- 1. Observations are standardised with the mean and the standard deviation of the training episodes, as in all our
-    methods; with raw ones a part of them hardly reaches the network.
- 2. Networks are narrower, batches smaller and training shorter than 1024 x 2, 1024 and 500,000 steps, to fit two cores;
-    the learning rate starts higher, 1e-3 instead of 3e-4, and falls linearly to zero. All are LAEO's, for comparison.
+ 1. Observations are standardised with the mean and the standard deviation of the training episodes (images: a mean of
+    each pixel and one deviation; the code divides by 255): a part of raw ones hardly reaches the network.
+ 2. Networks (also convolutions) are narrower, batches smaller and training shorter than 1024 x 2, 1024 and 500,000
+    steps, to fit two cores; the learning rate starts higher, 1e-3 instead of 3e-4, and falls linearly to zero. All are
+    LAEO's, for comparison.
  3. Success is measured on 100 episodes with fixed seeds, played by the final policy's mode. The code reports a running
     mean over whatever episodes a parallel evaluator had finished.
 """

@@ -1035,6 +1035,8 @@ class Run:
             "versions": versions("torch", "numpy", "gymnasium", *find_task(self.args.env_id).simulator),
             "episodes": episodes,
         }
+        if self.device.type == "cuda":
+            result |= {"gpu": torch.cuda.get_device_name(), "peak_gpu_bytes": torch.cuda.max_memory_allocated()}
         write_json(self.directory / "result.json", result)
         low, high = result["success_interval"]
         print(

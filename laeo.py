@@ -30,6 +30,9 @@ Differences from the paper and from the released code, each with its reason:
  9. Success examples are drawn with the run's seed; the code's choice depended on which thread came first.
 10. Success is measured on 100 episodes with fixed seeds, played by the final policy. The code reports a running mean
     over whatever episodes a parallel evaluator had finished.
+11. Images are standardised as well, with a mean of each pixel and one standard deviation, where the code divides by
+    255: what never moves drops out. The convolutions are the code's, half as wide; as there the critic has one
+    encoder, for states, futures and examples and for both twins, and the policy one of its own.
 """
 
 from dataclasses import dataclass

@@ -62,6 +62,15 @@ TUNING = {
 }
 
 
+# Tasks of images on two cores: about an hour of training each, for LAEO on one of them.
+IMAGES = "--batch-size 128 --eval-interval 4000"
+IMAGE_STEPS = {"FetchReachImage": 1000, "FetchPushImage": 16_000}
+LAEO_IMAGES = "--bc-coef 0.5"
+# On a GPU: the paper's sizes, dataset and steps. These have not been run; nothing of them is in the README.
+GPU = "--channels 32 --hidden-dim 1024 --batch-size 1024 --learning-rate 3e-4 --gradient-steps 250000 --device cuda"
+GPU_EPISODES = 31_271
+
+
 def steps(method: str, task: str) -> str:
     """Return the flag of the gradient steps, or nothing if they are the default."""
     return STEPS.get(f"{method}-{task}", STEPS.get(task, ""))
@@ -71,7 +80,7 @@ def experiments() -> dict[str, dict[str, list[str]]]:
     """Return the command of every run, by experiment and name."""
     data = {
         task: f"collect_data.py --env-id {task} --num-episodes {EPISODES.get(task, 4000)} --overwrite"
-        for task in STATE_TASKS
+        for task in common.TASKS
     }
     state = {
         f"{method}-{task}-{seed}": f"{method}.py --env-id {task} --seed {seed} {steps(method, task)}"
@@ -87,8 +96,23 @@ def experiments() -> dict[str, dict[str, list[str]]]:
     settings = {name: f"laeo.py --env-id FetchPush {flags}" for name, flags in SETTINGS.items()}
     tuning = {name: f"{command} --env-id FetchPush --seed 3" for name, command in TUNING.items()}
     random = {task: f"benchmark/run.py --random --env-id {task}" for task in STATE_TASKS}
+    images = {
+        f"{method}-{task}-{seed}": f"{method}.py --env-id {task} --seed {seed} {IMAGES} --gradient-steps {steps} "
+        + (LAEO_IMAGES if method == "laeo" else "")
+        for task, steps in IMAGE_STEPS.items()
+        for method in METHODS
+        for seed in SEEDS
+    }
+    gpu = {}
+    for task in ("FetchPushImage", "FetchPushImageOccluded"):
+        name = f"{task}-{GPU_EPISODES}"
+        gpu[name] = f"collect_data.py --env-id {task} --num-episodes {GPU_EPISODES} --overwrite"
+        for method in ("laeo", "oril"):
+            for n in (200, 10, 1) if task == "FetchPushImage" else (200,):
+                command = f"{method}.py --env-id {task} --dataset datasets/{name}-medium --num-success {n} {GPU}"
+                gpu[f"{method}-{task}-{n}"] = f"{command} {LAEO_IMAGES if method == 'laeo' else ''}"
     runs = {"data": data, "state": state, "examples": examples, "settings": settings, "tuning": tuning}
-    runs["random"] = random
+    runs |= {"random": random, "images": images, "gpu": gpu}
     return {name: {run: command.split() for run, command in commands.items()} for name, commands in runs.items()}
 
 
@@ -120,7 +144,7 @@ def dataset(task: str) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ", ".join(experiments())
-    parser.add_argument("experiments", nargs="*", help=f"which to run: {names}; all if none is named")
+    parser.add_argument("experiments", nargs="*", help=f"which to run: {names}; all but gpu if none is named")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     parser.add_argument("--redo", action="store_true", help="run also those that have a result, and replace it")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
@@ -136,7 +160,7 @@ def main() -> None:
     if unknown:
         sys.exit(f"error: there is no experiment {sorted(unknown)[0]}; choose from {names}.")
     todo = []
-    for experiment in args.experiments or experiments():
+    for experiment in args.experiments or [name for name in experiments() if name != "gpu"]:
         for name, command in experiments()[experiment].items():
             target = RESULTS / experiment / f"{name}.json"
             if args.only not in name:
@@ -149,7 +173,7 @@ def main() -> None:
     made = {target.stem for target, command in todo if command[0] == "collect_data.py"}
     for _, command in todo:  # a method would make a missing dataset itself, with another number of episodes
         missing = [task for task in common.TASKS if task in command and task not in made and not dataset(task).exists()]
-        if missing and "--random" not in command:
+        if missing and "--random" not in command and "--dataset" not in command:
             sys.exit(f"error: there is no datasets/{missing[0]}-medium; make it with: python benchmark/run.py data")
     environment = dict(os.environ)
     if args.jobs > 1:

@@ -9,13 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-
-import bc
-import common
-import laeo
-import oril
-import purl
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmark"))
 import report
@@ -116,19 +109,3 @@ def test_rows_without_results_are_left_out(monkeypatch, tmp_path):
     assert partial.pop("behavior") == rows["behavior"]  # of the policies, not of results
     assert partial.pop("state") == [row for row in rows["state"] if row.startswith("| FetchPush | ORIL |")]
     assert partial == {name: [] for name in partial}
-
-
-@pytest.mark.parametrize("script", [laeo, bc, oril, purl])
-def test_picture_plays_the_policy_of_every_method(script, reach_dataset, tmp_path, monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", "disable")  # no picture is drawn here
-    import picture
-
-    settings = {"gradient_steps": 2, "hidden_dim": 16, "eval_interval": 0, "eval_episodes": 1}
-    script.train(script.Args(dataset=reach_dataset, run_dir=tmp_path / "run", **settings))
-    checkpoint = common.load_weights(tmp_path / "run" / "checkpoint.pt")
-    actor, observations = picture.load_actor(checkpoint), torch.randn(5, 10)
-    weights = checkpoint.get("actor", {})
-    weights = weights or {name[6:]: x for name, x in checkpoint["networks"].items() if name.startswith("actor.")}
-    expected = script.Actor(torch.zeros(10), torch.ones(10), 4, 16, torch.Generator())
-    expected.load_state_dict(weights)
-    assert torch.equal(actor.mode(observations), expected.mode(observations))
