@@ -11,8 +11,8 @@ Fujimoto and Gu 2021, "A Minimalist Approach to Offline Reinforcement Learning".
     python purl.py --env-id FetchPush --num-success 10
 
 Differences from the baseline of the LAEO paper (Hatch et al. 2023) and from its released code, each with its reason:
- 1. The reward's loss has a floor. The code's is linear in the examples' logits and falls without end as they grow, in a
-    prototype to -12,714 within 10,000 steps (tests/test_oril.py shows it).
+ 1. The reward's loss has a floor. The code's is linear in the examples' logits and falls without bound as they grow,
+    which tests/test_oril.py shows.
  2. The critic learns from the learned reward, as the paper says. The code computes it and then takes the true one.
  3. The reward is that of the state in which a transition arrives, and the unlabelled states are such; in the code they
     are those from which it starts: an action is credited one step late, an episode's last state never.
@@ -20,8 +20,11 @@ Differences from the baseline of the LAEO paper (Hatch et al. 2023) and from its
  5. Target noise is drawn for each transition and dimension, alike for the twins, as in TD3; in the code for each twin.
  6. Both target networks follow in the policy's delayed steps, as in TD3; in the code the critics' follow at every step.
  7. Standardised observations, widths, batches, steps, and a learning rate that falls to zero are laeo.py's, for
-    comparison. Layer normalisation is in the critic alone; the code has it in the actor too.
- 8. alpha is 1 and eta 0.3, from a search (README.md); TD3+BC's own alpha is 2.5, the code has 0.5 and 0.5.
+    comparison; so are Glorot-uniform weights and Adam's eps of 1e-7, which are not PyTorch's defaults.
+ 8. Hidden layers end in ReLU, in the critic after a layer normalisation: one kind of layer is the simplest. The code
+    has a layer normalisation and a tanh after the first one and ELU after the others, in the actor too. Images are
+    encoded as in laeo.py, for both twins at once; the code has an encoder for each, and one more, black image.
+ 9. alpha is 1 and eta 0.3, from a search (README.md); TD3+BC's own alpha is 2.5, the code has 0.5 and 0.5.
 Episodes end by the step limit alone, not because something happened: targets bootstrap through their ends.
 """
 
