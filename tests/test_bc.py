@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import torch
+from conftest import traceable_dataset
 
 import bc
 import common
@@ -51,13 +52,7 @@ def test_gradient_is_that_of_laeo_with_nothing_but_cloning():
 
 
 def test_each_state_keeps_its_own_action_and_padding_is_never_seen():
-    """Observation (episode, step), action episode + step / 10, zeros behind an episode's end."""
-    lengths = np.array([3, 5, 1], np.int32)
-    observations, actions = np.full((3, 6, 2), -1, np.float32), np.full((3, 5, 1), -1, np.float32)
-    for episode, length in enumerate(lengths):
-        observations[episode, : length + 1] = [(episode, t) for t in range(length + 1)]
-        actions[episode, :length, 0] = episode + np.arange(length) / 10
-    data = common.Dataset(observations, actions, lengths, observations[:1, 0])
+    data = traceable_dataset([3, 5, 1])
     transitions = common.Transitions(data, np.array([2, 0, 1]), torch.device("cpu"))
     batch = bc.sample(transitions, bc.Args(batch_size=2000), torch.Generator().manual_seed(0))
     torch.testing.assert_close(batch.action[:, 0], batch.observation[:, 0] + batch.observation[:, 1] / 10)

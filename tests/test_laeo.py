@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import traceable_dataset
 
 import common
 import laeo
@@ -16,18 +17,6 @@ def make_networks(dim=6, action_dim=2, hidden_dim=32, repr_dim=8, seed=0):
     actor = laeo.Actor(encoders[0], action_dim, hidden_dim, generator)
     critic = laeo.Critic(encoders[1], action_dim, hidden_dim, repr_dim, generator)
     return actor, critic
-
-
-def make_dataset(lengths, seed=0, action_dim=1):
-    """Episodes whose observation at step t of episode e is (e, t), so that every sample can be traced."""
-    rng = np.random.default_rng(seed)
-    steps = max(lengths)
-    observations = np.zeros((len(lengths), steps + 1, 2), np.float32)
-    for episode, length in enumerate(lengths):
-        observations[episode, : length + 1, 0] = episode
-        observations[episode, : length + 1, 1] = np.arange(length + 1)
-    actions = rng.uniform(-1, 1, (len(lengths), steps, action_dim)).astype(np.float32)
-    return common.Dataset(observations, actions, np.array(lengths, np.int32), observations[:1, 0])
 
 
 # ------------------------------------------------------------------------------------------------------------ losses
@@ -129,7 +118,7 @@ def test_log_prob_has_finite_gradients_for_saturated_actions():
 def test_future_states_follow_the_truncated_geometric_law():
     """Chi-square test of the joint law of transition and offset, on episodes of different length."""
     lengths, discount, draws = [1, 3, 8], 0.7, 200_000
-    transitions = common.Transitions(make_dataset(lengths), np.arange(3), torch.device("cpu"))
+    transitions = common.Transitions(traceable_dataset(lengths), np.arange(3), torch.device("cpu"))
     batch = laeo.sample(transitions, laeo.Args(batch_size=draws, discount=discount), torch.Generator().manual_seed(0))
     episode, t = batch.observation.long().unbind(-1)
     future_episode, future_t = batch.future.long().unbind(-1)
@@ -149,7 +138,7 @@ def test_future_states_follow_the_truncated_geometric_law():
 
 
 def test_each_state_keeps_its_own_action():
-    data = make_dataset([2, 5, 3])
+    data = traceable_dataset([2, 5, 3])
     transitions = common.Transitions(data, np.array([2, 0, 1]), torch.device("cpu"))
     batch = laeo.sample(transitions, laeo.Args(batch_size=500), torch.Generator().manual_seed(0))
     episode, t = batch.observation.long().unbind(-1)
@@ -158,7 +147,7 @@ def test_each_state_keeps_its_own_action():
 
 
 def test_padding_behind_an_episodes_end_is_never_sampled():
-    data = make_dataset([2, 6])
+    data = traceable_dataset([2, 6])
     data.observations[0, 3:] = 1e9
     transitions = common.Transitions(data, np.arange(2), torch.device("cpu"))
     assert transitions.states.max() < 1e3 and len(transitions.states) == 3 + 7
@@ -166,7 +155,7 @@ def test_padding_behind_an_episodes_end_is_never_sampled():
 
 def test_rounding_never_crosses_an_episodes_end(monkeypatch):
     """The largest uniform number below one, and a discount near one, are the worst cases."""
-    transitions = common.Transitions(make_dataset([50]), np.arange(1), torch.device("cpu"))
+    transitions = common.Transitions(traceable_dataset([50]), np.arange(1), torch.device("cpu"))
     largest = lambda *size, **_: torch.full(size[:1], 1 - 2.0**-53, dtype=torch.float64)  # noqa: E731
     monkeypatch.setattr(torch, "rand", largest)
     for discount in (1e-6, 0.5, 0.99, 1 - 1e-6):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import traceable_dataset
 
 import common
 import oril
@@ -291,13 +292,7 @@ def test_td3_finds_the_exact_q_function_of_a_small_mdp(learn_policy):
 
 
 def test_next_observation_is_the_next_one_of_the_same_episode():
-    """Observation (episode, step), action episode + step / 10, zeros behind an episode's end."""
-    lengths = np.array([3, 5, 1], np.int32)
-    observations, actions = np.full((3, 6, 2), -1, np.float32), np.full((3, 5, 1), -1, np.float32)
-    for episode, length in enumerate(lengths):
-        observations[episode, : length + 1] = [(episode, t) for t in range(length + 1)]
-        actions[episode, :length, 0] = episode + np.arange(length) / 10
-    data = common.Dataset(observations, actions, lengths, observations[:1, 0])
+    data = traceable_dataset([3, 5, 1])
     transitions = common.Transitions(data, np.array([2, 0, 1]), torch.device("cpu"))
     batch = oril.sample(transitions, oril.Args(batch_size=2000), torch.Generator().manual_seed(0))
     torch.testing.assert_close(batch.action[:, 0], batch.observation[:, 0] + batch.observation[:, 1] / 10)
@@ -305,29 +300,41 @@ def test_next_observation_is_the_next_one_of_the_same_episode():
     assert len(batch.observation.unique(dim=0)) == 9
 
 
-def test_metrics_against_an_independent_computation():
+@pytest.mark.parametrize("script", [oril, purl])
+def test_metrics_against_an_independent_computation(script):
     networks, (batch, examples) = make_networks(), make_batch()
     scatter_targets(networks)
-    args = oril.Args(discount=0.9, policy_noise=0.0)
-    metrics = oril.measure(batch, examples, networks, args)
+    args = script.Args(discount=0.9, policy_noise=0.0, **({"eta": 0.2} if script is purl else {}))
+    metrics = script.measure(batch, examples, networks, args)
     sigma = {name: torch.sigmoid(networks.reward(x)) for name, x in (("e", examples), ("d", batch.next_observation))}
     assert metrics["reward_examples"] == pytest.approx(sigma["e"].mean().item())
     assert metrics["reward_data"] == pytest.approx(sigma["d"].mean().item())
     q = networks.critic(batch.observation, batch.action).detach()
     assert metrics["q_data"] == pytest.approx(torch.minimum(*q).mean().item())
+    if script is oril:
+        loss = -(torch.log(sigma["e"]).mean() + torch.log(1 - sigma["d"]).mean()) / 2
+    else:
+        negative = -torch.log(1 - sigma["d"]).mean() + 0.2 * torch.log(1 - sigma["e"]).mean()
+        assert negative > 0.1  # not at its floor
+        loss = -0.2 * torch.log(sigma["e"]).mean() + negative
+    assert metrics["reward_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    next_action = networks.target_actor.mode(batch.next_observation)
+    next_q = torch.minimum(*networks.target_critic(batch.next_observation, next_action))
+    loss = sum(((twin - sigma["d"] - 0.9 * next_q) ** 2).mean() for twin in q)
+    assert metrics["critic_loss"] == pytest.approx(loss.item(), rel=1e-5)
     action = networks.actor.mode(batch.observation).detach()
     assert metrics["q_policy"] == pytest.approx(
         torch.minimum(*networks.critic(batch.observation, action)).mean().item()
     )
     assert metrics["bc_error"] == pytest.approx(((action - batch.action) ** 2).mean().item())
     states = {"success": examples, "failure": batch.observation, "start": batch.next_observation}
-    labelled = oril.measure_labelled(states, networks)
+    labelled = script.measure_labelled(states, networks)
     assert labelled["reward_success"] == pytest.approx(sigma["e"].mean().item())
     assert labelled["reward_failure"] == pytest.approx(torch.sigmoid(networks.reward(batch.observation)).mean().item())
     start = batch.next_observation
     q_start = torch.minimum(*networks.critic(start, networks.actor.mode(start))).mean().item()
     assert labelled["q_start"] == pytest.approx(q_start)
-    without = oril.measure_labelled({**states, "success": examples[:0]}, networks)
+    without = script.measure_labelled({**states, "success": examples[:0]}, networks)
     assert set(without) == {"reward_failure", "q_start"}  # no such state, no such metric
 
 

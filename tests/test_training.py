@@ -105,6 +105,23 @@ def test_interrupted_and_resumed_run_gives_the_same_bits(script, reach_dataset, 
     assert result["args"]["gradient_steps"] == 40 and result["gradient_steps"] == 40
 
 
+def test_clocks_go_on_after_a_resume(script, reach_dataset, tmp_path):
+    """From a checkpoint in the middle, whose clocks are set to times that no test takes."""
+    interrupted = common.Run.end_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common.Run, "end_step", lambda run, step, _: interrupted(run, step, [1] if step == 3 else []))
+        with pytest.raises(common.UserError, match="interrupted at step 3"):
+            script.train(small_args(script, reach_dataset, tmp_path / "run", gradient_steps=6))
+    path = tmp_path / "run" / "checkpoint.pt"
+    checkpoint = common.load_weights(path)
+    assert min(checkpoint["seconds"][name] for name in ("data", "training")) > 0
+    before = {"data": 1e4, "training": 2e4, "evaluation": 3e4}
+    common.save_weights(path, {**checkpoint, "seconds": dict(before)})
+    seconds = script.train(script.Args(resume=tmp_path / "run"))["seconds"]
+    assert seconds.keys() == before.keys()
+    assert all(0 < seconds[name] - before[name] < 1000 for name in before)
+
+
 @pytest.mark.parametrize("name, uses", [("laeo", 5 + 10 + 2), ("bc", 1 + 10 + 2), ("oril", 4 + 10 + 2)])
 def test_weights_batches_and_metrics_draw_from_different_streams(name, uses, reach_dataset, tmp_path, monkeypatch):
     """PyTorch's generator on the CPU reads 32 bits of a seed, so that seeds 0 and 2**32 would be one stream."""
@@ -421,32 +438,29 @@ def test_network_that_diverges_after_the_last_metrics_says_so(script, reach_data
     assert not (tmp_path / "run" / "checkpoint.pt").exists() and not (tmp_path / "run" / "result.json").exists()
 
 
-def test_seconds_add_up_over_a_resumed_run(reach_dataset, tmp_path):
-    args = small_args(bc, reach_dataset, tmp_path / "run")
-    bc.train(args)
-    checkpoint = common.load_weights(tmp_path / "run" / "checkpoint.pt")
-    before = {"data": 100.0, "training": 1000.0, "evaluation": 10_000.0}
-    common.save_weights(tmp_path / "run" / "checkpoint.pt", {**checkpoint, "seconds": before})
-    after = bc.train(bc.Args(resume=tmp_path / "run"))["seconds"]
-    assert all(before[name] < after[name] < before[name] + 60 for name in before)
-
-
-def test_of_two_episodes_one_is_trained_on_and_one_held_out(reach_dataset, tmp_path):
-    shutil.copytree(reach_dataset, tmp_path / "data")
-    metadata = json.loads((tmp_path / "data" / "metadata.json").read_text())
-    for name in ("observations", "actions", "lengths"):
-        np.save(tmp_path / "data" / f"{name}.npy", np.load(reach_dataset / f"{name}.npy")[:2])
-        metadata["sha256"][name] = common.sha256(tmp_path / "data" / f"{name}.npy")
-    (tmp_path / "data" / "metadata.json").write_text(json.dumps(metadata))
-    for fraction in (0.0, 0.9):
-        run = common.Run("bc", small_args(bc, tmp_path / "data", tmp_path / "run", holdout_fraction=fraction))
-        _, trained, heldout = run.load_data(0)
-        assert sorted([*trained, *heldout]) == [0, 1] and len(trained) == 1
-
-
 def test_at_least_one_episode_is_trained_on_and_one_held_out(script, reach_dataset, tmp_path):
     result = script.train(small_args(script, reach_dataset, tmp_path / "run", gradient_steps=1, holdout_fraction=0.0))
     assert result["gradient_steps"] == 1
+
+
+def test_at_least_one_of_two_episodes_is_trained_on(script, reach_dataset, tmp_path, monkeypatch):
+    """Of two episodes a share of 0.9 would round to both."""
+    shutil.copytree(reach_dataset, tmp_path / "data")
+    metadata = common.read_metadata(tmp_path / "data")
+    for name in ("observations", "actions", "lengths", "successes"):
+        path = tmp_path / "data" / f"{name}.npy"
+        np.save(path, np.load(path)[:2])
+        metadata["sha256"][name] = common.sha256(path)
+    (tmp_path / "data" / "metadata.json").write_text(json.dumps(metadata))
+    made, original = [], common.Transitions.__init__
+
+    def remember(self, data, episodes, device):
+        made.append(episodes.tolist())
+        original(self, data, episodes, device)
+
+    monkeypatch.setattr(common.Transitions, "__init__", remember)
+    script.train(small_args(script, tmp_path / "data", tmp_path / "run", gradient_steps=1, holdout_fraction=0.9))
+    assert sorted(made) == [[0], [1]]
 
 
 def test_unwritable_run_directory_gets_one_sentence(script, reach_dataset, tmp_path):
@@ -533,6 +547,25 @@ def test_diff_of_oril_and_purl_is_the_docstring_the_loss_and_its_flag():
     assert sum("eta" in line for line in added) >= 7 and not any("eta" in line.split() for line in removed)
     other = [line for line in removed + added if "reward_loss(" not in line and "eta" not in line]
     assert len(other) <= 8
+
+
+def test_purl_without_eta_and_with_orils_loss_is_oril():
+    """All of the file, statement by statement; docstrings of the modules apart."""
+
+    class WithoutEta(ast.NodeTransformer):
+        def visit_Call(self, node):
+            self.generic_visit(node)
+            node.args = [arg for arg in node.args if ast.unparse(arg) not in ("args.eta", "'eta'")]
+            return node
+
+    bodies = {name: ast.parse(Path(SCRIPTS[name].__file__).read_text()).body[1:] for name in ("oril", "purl")}
+    blocks = {name: {getattr(node, "name", ""): node for node in body} for name, body in bodies.items()}
+    fields = blocks["purl"]["Args"].body
+    eta = next(i for i, field in enumerate(fields) if ast.unparse(field).startswith("eta: "))
+    del fields[eta : eta + 2]  # with its help
+    blocks["purl"]["reward_loss"].__dict__.update(blocks["oril"]["reward_loss"].__dict__)
+    purls = [ast.unparse(WithoutEta().visit(node)) for node in bodies["purl"]]
+    assert purls == [ast.unparse(node) for node in bodies["oril"]]
 
 
 def test_scripts_are_short():
