@@ -64,7 +64,8 @@ class View(NamedTuple):
 def gl_name() -> str:
     """Return what MuJoCo is to render with: MUJOCO_GL, or else, on Linux, EGL or OSMesa, which need no display."""
     found = ctypes.util.find_library("EGL") and ctypes.util.find_library("GL")
-    return os.environ.get("MUJOCO_GL") or (("egl" if found else "osmesa") if sys.platform == "linux" else "")
+    default = ("egl" if found else "osmesa") if sys.platform == "linux" else ""
+    return os.environ.get("MUJOCO_GL", "").lower() or default
 
 
 class Camera:
@@ -78,9 +79,9 @@ class Camera:
         model.vis.quality.offsamples = 0  # no antialiasing: the pictures look much alike, and are made twice as fast
         for geom in range(model.ngeom):
             body = model.body(model.geom_bodyid[geom]).name
-            if body == "robot0:mocap":  # the long thin axes of the point that drags the gripper
-                model.geom_group[geom] = mujoco.mjNGROUP - 1
-            if body in ("robot0:estop_link", "robot0:laser_link"):  # nowhere to be seen, and half of all triangles
+            # Not to be drawn: the long axes of the point that drags the gripper, and two links inside the robot's base,
+            # which are nowhere to be seen and half of all triangles.
+            if body in ("robot0:mocap", "robot0:estop_link", "robot0:laser_link"):
                 model.geom_group[geom] = mujoco.mjNGROUP - 1
         self._option = mujoco.MjvOption()
         self._option.sitegroup[:] = show_goal  # the ball at the goal is a site
@@ -91,10 +92,6 @@ class Camera:
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FREE
         self._camera.lookat[:] = view.lookat
         self._camera.distance, self._camera.azimuth, self._camera.elevation = view[1:]
-        with contextlib.suppress(
-            ImportError
-        ):  # loaded after Mesa, PyTorch's compiler would take Mesa's LLVM, and crash
-            importlib.import_module("triton._C.libtriton")
         name = gl_name()
         try:
             if name in ("egl", "osmesa"):  # MuJoCo chose when it was imported, and by itself it takes a window
@@ -538,6 +535,14 @@ def check_range(least: float, most: float, args: Any, *names: str) -> None:
         if not least <= value <= most or value == float("inf"):
             bounds = f"from {least} to {most}" if most < float("inf") else f"{least} or more"
             raise UserError(f"error: --{name.replace('_', '-')} is {value}; it must be {bounds}.")
+
+
+def all_finite(state: Any) -> bool:
+    """Say whether all numbers in the tensors of nested dictionaries and lists are finite."""
+    if isinstance(state, torch.Tensor):
+        return bool(torch.isfinite(state).all())
+    values = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
+    return all(all_finite(value) for value in values)
 
 
 def find_device(name: str) -> torch.device:
@@ -996,7 +1001,7 @@ class Run:
     def end_step(self, step: int, interrupted: Any) -> None:
         """Write a checkpoint after every 5,000th and the last step, and when interrupted; then raise UserError.
 
-        Raises UserError, and writes nothing, if a network has diverged.
+        Raises UserError, and writes nothing, if a network or an optimiser has diverged.
         """
         self.progress.update()
         if not interrupted and step % 5_000 and step != self.args.gradient_steps:
@@ -1006,8 +1011,8 @@ class Run:
         content |= {"dataset": self.checksums, "log_size": self._log.path.stat().st_size}
         for name, part in self.parts.items():
             content[name] = part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
-            tensors = part.parameters() if isinstance(part, torch.nn.Module) else ()
-            if not all(torch.isfinite(tensor).all() for tensor in tensors):
+            if not all_finite(content[name]):
+                self._log.writer.close()
                 raise UserError(f"error: the {name} is not finite at step {step}; try a smaller --learning-rate.")
         save_weights(self.directory / "checkpoint.pt", content)
         if interrupted:

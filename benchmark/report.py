@@ -65,6 +65,25 @@ def state_table() -> str:
     return "\n".join(lines)
 
 
+def images_table() -> str:
+    """The tasks of images, as far as they have been run, with the datasets' own success."""
+    runs, datasets = load("images"), load("data")
+    lines = [
+        "| task | method | any step | each seed | last step | steps | minutes | dataset, any step |",
+        "|---" * 8 + "|",
+    ]
+    for env_id in common.VIEWS:
+        for method, name in METHODS.items():
+            mine = of_task(runs, method, env_id)
+            if mine:
+                lines.append(
+                    f"| {env_id} | {name} | **{rate(mine, 'success')}** | {seeds(mine)} "
+                    f"| {rate(mine, 'final_success')} | {mine[0]['gradient_steps']:,} | {minutes(mine)} "
+                    f"| {datasets[env_id]['success_rate']:.3f} |"
+                )
+    return "\n".join(lines)
+
+
 def tasks_table() -> str:
     """What the results are to be seen beside: the datasets' own episodes, random actions, starts that are solved."""
     runs, random, datasets = load("state"), load("random"), load("data")
@@ -157,8 +176,8 @@ def behavior_table() -> str:
 
 
 TABLES = {
-    "state": state_table, "tasks": tasks_table, "tuning": tuning_table, "examples": examples_table,
-    "settings": settings_table, "data": data_table, "behavior": behavior_table,
+    "state": state_table, "images": images_table, "tasks": tasks_table, "tuning": tuning_table,
+    "examples": examples_table, "settings": settings_table, "data": data_table, "behavior": behavior_table,
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import ast
 import difflib
 import json
 import os
+import random
 import resource
 import shutil
 import signal
@@ -75,9 +76,10 @@ def test_global_random_state_changes_nothing(script, reach_dataset, tmp_path):
     for seed in (0, 1):
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002
-        before = torch.get_rng_state()
+        before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
         script.train(small_args(script, reach_dataset, tmp_path / str(seed)))
-        assert torch.equal(torch.get_rng_state(), before)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert (str(np.random.get_state()), random.getstate()) == before[1:]  # noqa: NPY002
     assert_same_bits(final_weights(tmp_path / "0"), final_weights(tmp_path / "1"))
 
 
