@@ -86,8 +86,9 @@ class Camera:
         self._option = mujoco.MjvOption()
         self._option.sitegroup[:] = show_goal  # the ball at the goal is a site
         if show_goal and isinstance(env.unwrapped, FetchTask):  # which only the environment's own rendering puts there
-            site = model.site("target0").id
-            model.site_pos[site] += env.unwrapped.inner._sample_goal() - self._data.site_xpos[site]
+            site, goal = model.site("target0").id, env.unwrapped.inner._sample_goal()
+            model.site_pos[site] += goal - self._data.site_xpos[site]
+            self._data.site_xpos[site] = goal  # until the next step computes it
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FREE
         self._camera.lookat[:] = view.lookat
