@@ -32,9 +32,7 @@ Differences from the paper and from the released code, each with its reason:
     over whatever episodes a parallel evaluator had finished.
 11. Images are standardised as well, with a mean of each pixel and one standard deviation, where the code divides by
     255: what never moves drops out. The convolutions are the code's, half as wide; the critic has one encoder, for
-    states, futures and examples and for both twins, and the policy one of its own. Behind them we have a layer of 64
-    normalised features. The code hands on all 4,096, among which the four numbers of the action drowned: the policy's
-    value hardly differed from the data's.
+    states, futures and examples and for both twins, and the policy one of its own, as in the code.
 """
 
 from dataclasses import dataclass
@@ -95,14 +93,12 @@ class Encoder(nn.Module):
         self.register_buffer("observation_std", std.clone())
         self.net, self.dim = nn.Identity(), mean.numel()  # dim: how many features
         if mean.ndim == 3:
-            a, b, self.dim = channels, 2 * channels, 64  # as few as a state has, or actions would drown among them
+            a, b, self.dim = channels, 2 * channels, 2 * channels * (mean.shape[0] // 8) * (mean.shape[1] // 8)
             sizes = (3, a, 8, 4, 2), (a, b, 4, 2, 1), (b, b, 3, 1, 1)  # channels, kernel, stride, padding
-            layers = [nn.utils.skip_init(nn.Conv2d, *size) for size in sizes]
-            layers += [nn.utils.skip_init(nn.Linear, b * (mean.shape[0] // 8) * (mean.shape[1] // 8), self.dim)]
-            for layer in layers:
-                nn.init.xavier_uniform_(layer.weight, generator=generator), nn.init.zeros_(layer.bias)
-            c, linear = [part for layer in layers[:3] for part in (layer, nn.ReLU())], layers[3]
-            self.net = nn.Sequential(*c, nn.Flatten(-3), linear, nn.LayerNorm(self.dim))
+            convolutions = [nn.utils.skip_init(nn.Conv2d, *size) for size in sizes]
+            for c in convolutions:
+                nn.init.xavier_uniform_(c.weight, generator=generator), nn.init.zeros_(c.bias)
+            self.net = nn.Sequential(*(layer for c in convolutions for layer in (c, nn.ReLU())), nn.Flatten(-3))
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return features [B, dim] of observations, float32 or, for images, uint8."""

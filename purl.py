@@ -95,14 +95,12 @@ class Encoder(nn.Module):
         self.register_buffer("observation_std", std.clone())
         self.net, self.dim = nn.Identity(), mean.numel()  # dim: how many features
         if mean.ndim == 3:
-            a, b, self.dim = channels, 2 * channels, 64  # as few as a state has, or actions would drown among them
+            a, b, self.dim = channels, 2 * channels, 2 * channels * (mean.shape[0] // 8) * (mean.shape[1] // 8)
             sizes = (3, a, 8, 4, 2), (a, b, 4, 2, 1), (b, b, 3, 1, 1)  # channels, kernel, stride, padding
-            layers = [nn.utils.skip_init(nn.Conv2d, *size) for size in sizes]
-            layers += [nn.utils.skip_init(nn.Linear, b * (mean.shape[0] // 8) * (mean.shape[1] // 8), self.dim)]
-            for layer in layers:
-                nn.init.xavier_uniform_(layer.weight, generator=generator), nn.init.zeros_(layer.bias)
-            c, linear = [part for layer in layers[:3] for part in (layer, nn.ReLU())], layers[3]
-            self.net = nn.Sequential(*c, nn.Flatten(-3), linear, nn.LayerNorm(self.dim))
+            convolutions = [nn.utils.skip_init(nn.Conv2d, *size) for size in sizes]
+            for c in convolutions:
+                nn.init.xavier_uniform_(c.weight, generator=generator), nn.init.zeros_(c.bias)
+            self.net = nn.Sequential(*(layer for c in convolutions for layer in (c, nn.ReLU())), nn.Flatten(-3))
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return features [B, dim] of observations, float32 or, for images, uint8."""
