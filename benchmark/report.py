@@ -84,6 +84,15 @@ def images_table() -> str:
     return "\n".join(lines)
 
 
+def image_search_table() -> str:
+    """Evaluations of runs on FetchPushImage, most of them stopped early, and of its state twin."""
+    lines = ["| command | variant | episodes | any step, after so many steps |", "|---|---|---|---|"]
+    for run in json.loads((RESULTS / "image_search.json").read_text()):
+        rates = ", ".join(f"{success:.2f} ({int(step):,})" for step, success in run["success_rate_after_step"].items())
+        lines.append(f"| `{run['command']}` | {run['variant'] or ''} | {run['episodes']} | {rates} |")
+    return "\n".join(lines)
+
+
 def tasks_table() -> str:
     """What the results are to be seen beside: the datasets' own episodes, random actions, starts that are solved."""
     runs, random, datasets = load("state"), load("random"), load("data")
@@ -176,8 +185,9 @@ def behavior_table() -> str:
 
 
 TABLES = {
-    "state": state_table, "images": images_table, "tasks": tasks_table, "tuning": tuning_table,
-    "examples": examples_table, "settings": settings_table, "data": data_table, "behavior": behavior_table,
+    "state": state_table, "images": images_table, "image_search": image_search_table, "tasks": tasks_table,
+    "tuning": tuning_table, "examples": examples_table, "settings": settings_table, "data": data_table,
+    "behavior": behavior_table,
 }  # fmt: skip
 
 
