@@ -1,6 +1,6 @@
 """Measure how often the block cannot be seen while the gripper touches it:  python benchmark/occlusion.py
 
-For each camera of FetchPush, 200 episodes of the policies that make the medium data. A block counts as hidden if less
+For each camera of FetchPush, 40 episodes of the policies that make the medium data. A block counts as hidden if less
 than a tenth of its own pixels, those it would have if it were alone on the table, are to be seen.
 """
 
@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import collect_data
 import common
 
-EPISODES = 200
+EPISODES = 40
 
 
 def block_pixels(camera: common.Camera) -> int:
