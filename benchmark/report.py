@@ -87,7 +87,8 @@ def images_table() -> str:
 def image_search_table() -> str:
     """Evaluations of runs on FetchPushImage, most of them stopped early, and of its state twin."""
     lines = ["| command | variant | episodes | any step, after so many steps |", "|---|---|---|---|"]
-    for run in json.loads((RESULTS / "image_search.json").read_text()):
+    path = RESULTS / "image_search.json"
+    for run in json.loads(path.read_text()) if path.exists() else []:
         rates = ", ".join(f"{success:.2f} ({int(step):,})" for step, success in run["success_rate_after_step"].items())
         lines.append(f"| `{run['command']}` | {run['variant'] or ''} | {run['episodes']} | {rates} |")
     return "\n".join(lines)

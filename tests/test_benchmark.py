@@ -53,9 +53,12 @@ def test_every_method_has_every_task_and_seed_with_the_same_steps():
             assert command[1:] == state[f"bc-{task}-{seed}"][1:]
 
 
-def test_sawyer_datasets_have_as_many_episodes_as_in_the_tables():
-    for task, command in benchmark.experiments()["data"].items():
-        metadata = json.loads((benchmark.RESULTS / "data" / f"{task}.json").read_text())
+def test_datasets_have_as_many_episodes_as_in_the_tables():
+    results = {path.stem: json.loads(path.read_text()) for path in (benchmark.RESULTS / "data").glob("*.json")}
+    commands = benchmark.experiments()["data"]
+    assert set(benchmark.STATE_TASKS) <= set(results) <= set(commands)
+    for task, metadata in results.items():
+        command = commands[task]
         assert int(command[command.index("--num-episodes") + 1]) == metadata["num_episodes"]
         assert metadata["num_episodes"] == (2000 if task.startswith("Sawyer") else 4000)
 
