@@ -11,6 +11,7 @@ A dataset is a directory of flat arrays, padded to the longest episode, and one 
     metadata.json         where the data comes from: task, seed, success rates, simulator versions, checksums
 """
 
+import atexit
 import contextlib
 import ctypes.util
 import difflib
@@ -26,6 +27,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,13 +78,14 @@ class Camera:
 
         self.shape = (size, size, 3)
         model, self._data = env.unwrapped.inner.model, env.unwrapped.inner.data
-        model.vis.quality.offsamples = 0  # no antialiasing: the pictures look much alike, and are made twice as fast
+        model.vis.quality.offsamples = 0  # antialiasing is cheaper by hand: see picture()
+        self._model, self._hidden = model, mujoco.mjNGROUP - 1  # MuJoCo does not draw the last group of geoms
         for geom in range(model.ngeom):
             body = model.body(model.geom_bodyid[geom]).name
             # Not to be drawn: the long axes of the point that drags the gripper, and two links inside the robot's base,
             # which are nowhere to be seen and half of all triangles.
             if body in ("robot0:mocap", "robot0:estop_link", "robot0:laser_link"):
-                model.geom_group[geom] = mujoco.mjNGROUP - 1
+                model.geom_group[geom] = self._hidden
         self._option = mujoco.MjvOption()
         self._option.sitegroup[:] = show_goal  # the ball at the goal is a site
         if show_goal and isinstance(env.unwrapped, FetchTask):  # which only the environment's own rendering puts there
@@ -93,21 +96,39 @@ class Camera:
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FREE
         self._camera.lookat[:] = view.lookat
         self._camera.distance, self._camera.azimuth, self._camera.elevation = view[1:]
+        azimuth, elevation, half = np.radians([view.azimuth, view.elevation, model.vis.global_.fovy / 2])
+        forward = np.cos(elevation) * np.array([np.cos(azimuth), np.sin(azimuth), np.tan(elevation)])
+        right = np.array([np.sin(azimuth), -np.cos(azimuth), 0.0])
+        sides = np.stack([right, -right, np.cross(right, forward), -np.cross(right, forward)])
+        self._position = np.array(view.lookat) - view.distance * forward
+        self._normals = np.sin(half) * forward + np.cos(half) * sides  # of the pyramid that is seen, pointing inwards
         name = gl_name()
         try:
             if name in ("egl", "osmesa"):  # MuJoCo chose when it was imported, and by itself it takes a window
                 mujoco.gl_context.GLContext = importlib.import_module(f"mujoco.{name}").GLContext
-            self._renderer = mujoco.Renderer(model, size, size)
+            self._renderer = mujoco.Renderer(model, 2 * size, 2 * size)
         except Exception as error:  # a different one for each thing that can be missing
             raise UserError(
                 f"error: pictures cannot be rendered here with {name} ({first_line(error)}); on Debian or Ubuntu, "
                 "apt install libegl1 libgl1 (or libosmesa6, and set MUJOCO_GL=osmesa)."
             ) from None
+        camera = weakref.ref(self)  # one that is open at exit is closed while EGL still works: later it complains
+        atexit.register(lambda: camera() and camera().close())
 
     def picture(self) -> np.ndarray:
-        """Return the present state as [size, size, 3] uint8."""
+        """Return the present state as [size, size, 3] uint8, each pixel the mean of four.
+
+        Without that a block moves by whole pixels, 8 mm, and policies that push it see where it is half as well.
+        """
+        model, rotation = self._model, self._data.geom_xmat.reshape(-1, 3, 3)
+        # What is wholly outside of the pyramid is left out, by its bounding box: often most of the robot.
+        middle = self._data.geom_xpos + (rotation @ model.geom_aabb[:, :3, None])[..., 0] - self._position
+        reach = (np.abs(self._normals @ rotation) @ model.geom_aabb[:, 3:, None])[..., 0]
+        groups = model.geom_group.copy()
+        model.geom_group[(middle @ self._normals.T + reach < 0).any(1)] = self._hidden
         self._renderer.update_scene(self._data, self._camera, self._option)
-        return self._renderer.render()
+        model.geom_group[:] = groups
+        return np.array(Image.fromarray(self._renderer.render()).reduce(2))  # a copy: PyTorch asks for one to write to
 
     def close(self) -> None:
         self._renderer.close()
