@@ -131,7 +131,14 @@ class Camera:
         return np.array(Image.fromarray(self._renderer.render()).reduce(2))  # a copy: PyTorch asks for one to write to
 
     def close(self) -> None:
+        context = self._renderer._gl_context
+        if context:  # MuJoCo frees what it finds in the current one, with OSMesa in that of another camera
+            context.make_current()
         self._renderer.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_renderer"):
+            self.close()
 
 
 # ------------------------------------------------------------------------------------------------------------- tasks

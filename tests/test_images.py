@@ -185,6 +185,19 @@ def test_egl_and_osmesa_make_the_same_pictures():
     assert len({result.stdout for result in results}) == 1 and results[0].stdout.endswith(" True\n")
 
 
+@pytest.mark.parametrize("name", ["egl", "osmesa"])
+def test_a_camera_that_goes_leaves_the_others_as_they_are(name):
+    """Whether it is closed or dropped; and one that is still there at the end goes without a word."""
+    code = (
+        "import common; envs = [common.make_env('FetchPushImage') for _ in range(3)]\n"
+        "before = [env.reset(seed=1)[0] for env in envs]; envs[0].close()\n"
+        "first = envs[2].unwrapped.camera.picture(); del envs[1]\n"
+        "print(*((before[2] == x).all() for x in (before[0], first, envs[1].unwrapped.camera.picture())))"
+    )
+    result = run_python(code, MUJOCO_GL=name, LP_NUM_THREADS="1")
+    assert (result.stdout, result.stderr, result.returncode) == ("True True True\n", "", 0)
+
+
 NO_GL = """
 import ctypes, ctypes.util, runpy, sys
 load = ctypes.CDLL.__init__
