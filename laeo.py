@@ -33,6 +33,9 @@ Differences from the paper and from the released code, each with its reason:
 11. Images are standardised as well, with a mean of each pixel and one standard deviation, where the code divides by
     255: what never moves drops out. The convolutions are the code's, half as wide; the critic has one encoder, for
     states, futures and examples and for both twins, and the policy one of its own, as in the code.
+12. Beside the features of an image, actions are scaled until they weigh as much as all of these in the critic's first
+    layer. There are thousands of features, and without the scale the critic is slow to tell one action from another,
+    which its loss does not show.
 """
 
 from dataclasses import dataclass
@@ -143,12 +146,13 @@ class Critic(nn.Module):
     def __init__(self, encoder: Encoder, action_dim: int, hidden_dim: int, repr_dim: int, generator: Generator):
         super().__init__()
         self.encoder, sizes = encoder, [hidden_dim, hidden_dim, repr_dim]
+        self.action_scale = (encoder.dim / action_dim) ** 0.5 if isinstance(encoder.net, nn.Sequential) else 1.0
         self.phi_nets = nn.ModuleList(mlp([encoder.dim + action_dim, *sizes], generator) for _ in "12")
         self.psi_nets = nn.ModuleList(mlp([encoder.dim, *sizes], generator) for _ in "12")
 
     def phi(self, features: Tensor, action: Tensor) -> Tensor:
         """Represent state-action pairs, the encoder's [B, dim] and [B, actions], as [2, B, repr_dim]."""
-        x = torch.cat([features, action], -1)
+        x = torch.cat([features, self.action_scale * action], -1)
         return torch.stack([net(x) for net in self.phi_nets])
 
     def psi(self, features: Tensor) -> Tensor:

@@ -388,3 +388,21 @@ def test_flags_for_images_are_refused_where_there_are_none(reach_dataset, tmp_pa
     args = dataclasses.replace(test_training.small_args(laeo, reach_dataset, tmp_path / "run"), random_shift=4)
     with pytest.raises(common.UserError, match="--random-shift is for images, and FetchReach has none; leave it out"):
         laeo.train(args)
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_actions_weigh_as_much_as_all_features_of_an_image(images):
+    """In what the first layer adds up; among the numbers of a state an action weighs as much as one of them."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (64, 64, 3) if images else (25,)
+    encoder = laeo.Encoder(torch.zeros(shape), torch.ones(shape), 4, generator)
+    critic = laeo.Critic(encoder, 4, 256, 16, generator)
+    features, actions = (torch.randn(2000, size, generator=generator) for size in (encoder.dim, 4))
+    heard = []
+    for net in critic.phi_nets:
+        net[0].register_forward_hook(lambda layer, inputs, output: heard.append(output.var(0).mean()))
+    with torch.no_grad():
+        critic.phi(features, torch.zeros_like(actions)), critic.phi(torch.zeros_like(features), actions)
+    by_features, by_actions = torch.stack(heard).view(2, 2).mean(1).tolist()
+    assert encoder.dim == (512 if images else 25)
+    assert by_actions / by_features == pytest.approx(1.0 if images else 4 / 25, rel=0.15)
