@@ -73,8 +73,9 @@ def images_table() -> str:
         "|---" * 8 + "|",
     ]
     for env_id in common.VIEWS:
-        for method, name in METHODS.items():
-            mine = of_task(runs, method, env_id)
+        rows = [(name, of_task(runs, method, env_id)) for method, name in METHODS.items()]
+        shifted = [run for name, run in runs.items() if name == f"laeo-{env_id}-0-shift"]
+        for name, mine in [*rows, ("LAEO, `--random-shift 2`", shifted)]:
             if mine:
                 lines.append(
                     f"| {env_id} | {name} | **{rate(mine, 'success')}** | {seeds(mine)} "
@@ -86,11 +87,11 @@ def images_table() -> str:
 
 def image_search_table() -> str:
     """Evaluations of runs on FetchPushImage, most of them stopped early, and of its state twin."""
-    lines = ["| command | variant | episodes | any step, after so many steps |", "|---|---|---|---|"]
+    lines = ["| command | commit | episodes | any step, after so many steps |", "|---|---|---|---|"]
     path = RESULTS / "image_search.json"
     for run in json.loads(path.read_text()) if path.exists() else []:
         rates = ", ".join(f"{success:.2f} ({int(step):,})" for step, success in run["success_rate_after_step"].items())
-        lines.append(f"| `{run['command']}` | {run['variant'] or ''} | {run['episodes']} | {rates} |")
+        lines.append(f"| `{run['command']}` | {run['commit']} | {run['episodes']} | {rates} |")
     return "\n".join(lines)
 
 
