@@ -73,9 +73,8 @@ def images_table() -> str:
         "|---" * 8 + "|",
     ]
     for env_id in common.VIEWS:
-        rows = [(name, of_task(runs, method, env_id)) for method, name in METHODS.items()]
-        shifted = [run for name, run in runs.items() if name == f"laeo-{env_id}-0-shift"]
-        for name, mine in [*rows, ("LAEO, `--random-shift 2`", shifted)]:
+        for method, name in METHODS.items():
+            mine = of_task(runs, method, env_id)
             if mine:
                 lines.append(
                     f"| {env_id} | {name} | **{rate(mine, 'success')}** | {seeds(mine)} "

@@ -103,7 +103,6 @@ def experiments() -> dict[str, dict[str, list[str]]]:
         for method in METHODS
         for seed in SEEDS
     }
-    images["laeo-FetchPushImage-0-shift"] = images["laeo-FetchPushImage-0"] + " --random-shift 2"
     gpu = {}
     for task in ("FetchPushImage", "FetchPushImageOccluded"):
         name = f"{task}-{GPU_EPISODES}"
