@@ -367,7 +367,7 @@ def test_encoder_is_standardisation_and_three_convolutions_and_takes_single_imag
 
 def test_learns_from_images_and_writes_a_video_that_changes_nothing(image_dataset, tmp_path):
     """On a toy budget: the loss falls, also on held-out episodes, and reaching beats random actions, which never do."""
-    settings = {"gradient_steps": 150, "batch_size": 48, "hidden_dim": 64, "repr_dim": 32, "log_interval": 10}
+    settings = {"gradient_steps": 300, "batch_size": 48, "hidden_dim": 64, "repr_dim": 32, "log_interval": 10}
     settings |= {"num_success": 50, "eval_episodes": 1, "capture_video": True}
     args = dataclasses.replace(image_args(laeo, image_dataset, tmp_path / "run", **settings), channels=8)
     result = laeo.train(args)
