@@ -79,7 +79,7 @@ class Camera:
         self.shape = (size, size, 3)
         model, self._data = env.unwrapped.inner.model, env.unwrapped.inner.data
         model.vis.quality.offsamples = 0  # antialiasing is cheaper by hand: see picture()
-        self._model, self._hidden = model, mujoco.mjNGROUP - 1  # MuJoCo does not draw the last group of geoms
+        self._hidden = mujoco.mjNGROUP - 1  # MuJoCo does not draw the last group of geoms
         for geom in range(model.ngeom):
             body = model.body(model.geom_bodyid[geom]).name
             # Not to be drawn: the long axes of the point that drags the gripper, and two links inside the robot's base,
@@ -118,9 +118,9 @@ class Camera:
     def picture(self) -> np.ndarray:
         """Return the present state as [size, size, 3] uint8, each pixel the mean of four.
 
-        Without that a block moves by whole pixels, 8 mm, and policies that push it see where it is half as well.
+        Without that a block moves by whole pixels of 8 mm.
         """
-        model, rotation = self._model, self._data.geom_xmat.reshape(-1, 3, 3)
+        model, rotation = self._renderer.model, self._data.geom_xmat.reshape(-1, 3, 3)
         # What is wholly outside of the pyramid is left out, by its bounding box: often most of the robot.
         middle = self._data.geom_xpos + (rotation @ model.geom_aabb[:, :3, None])[..., 0] - self._position
         reach = (np.abs(self._normals @ rotation) @ model.geom_aabb[:, 3:, None])[..., 0]

@@ -19,14 +19,19 @@ import common
 EPISODES = 40
 
 
-def block_pixels(camera: common.Camera) -> int:
-    """Count the pixels of the present picture that show the block, by MuJoCo's segmentation."""
+def drawn_geoms(camera: common.Camera) -> np.ndarray:
+    """Return which geom each rendered pixel shows, by MuJoCo's segmentation; four make one in the picture."""
     renderer = camera._renderer
     renderer.enable_segmentation_rendering()
     renderer.update_scene(camera._data, camera._camera, camera._option)
-    pixels = int((renderer.render()[..., 0] == renderer.model.geom("object0").id).sum())
+    geoms = renderer.render()[..., 0]
     renderer.disable_segmentation_rendering()
-    return pixels
+    return geoms
+
+
+def block_pixels(camera: common.Camera) -> int:
+    """Count the rendered pixels that show the block."""
+    return int((drawn_geoms(camera) == camera._renderer.model.geom("object0").id).sum())
 
 
 def touched(env) -> bool:

@@ -47,12 +47,7 @@ def push(env, steps=50, seed=0):
 
 def visible_pixels(env, *bodies):
     """Return which share [64, 64] of each pixel of the present picture shows these bodies, by MuJoCo's segmentation."""
-    camera, model = env.unwrapped.camera, env.unwrapped.inner.model
-    renderer = camera._renderer
-    renderer.enable_segmentation_rendering()
-    renderer.update_scene(camera._data, camera._camera, camera._option)
-    geoms = renderer.render()[..., 0]
-    renderer.disable_segmentation_rendering()
+    model, geoms = env.unwrapped.inner.model, occlusion.drawn_geoms(env.unwrapped.camera)
     wanted = [geom for geom in range(model.ngeom) if model.body(model.geom_bodyid[geom]).name in bodies]
     return np.isin(geoms, wanted).reshape(64, 2, 64, 2).mean((1, 3))  # the camera makes a pixel of four
 
