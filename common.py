@@ -799,10 +799,13 @@ class Transitions:
 
 def random_shift(images: torch.Tensor, pixels: int, generator: torch.Generator) -> torch.Tensor:
     """Move each image [B, H, W, 3] by up to so many pixels each way; what comes into view repeats the edge."""
-    offsets = torch.randint(-pixels, pixels + 1, (2, len(images), 1), generator=generator, device=images.device)
-    places = [torch.arange(size, device=images.device) for size in images.shape[:3]]
-    rows, columns = ((place + o).clamp(0, len(place) - 1) for place, o in zip(places[1:], offsets))
-    return images[places[0][:, None, None], rows[:, :, None], columns[:, None]]
+    size, height, width, channels = images.shape
+    device = images.device
+    offsets = torch.randint(-pixels, pixels + 1, (2, size, 1), generator=generator, device=device)
+    rows, columns = ((torch.arange(n, device=device) + o).clamp(0, n - 1) for n, o in zip((height, width), offsets))
+    moved = images[torch.arange(size, device=device)[:, None], rows].flatten(2)  # whole rows: much faster than pixels
+    columns = (channels * columns[:, :, None] + torch.arange(channels, device=device)).flatten(1)
+    return moved.gather(2, columns[:, None].expand(-1, height, -1)).view_as(images)
 
 
 class Batches:
