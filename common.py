@@ -331,6 +331,13 @@ def find_task(env_id: str) -> Task:
 def make_env(env_id: str) -> gym.Env:
     """Return a new environment of the task; it truncates at the task's step limit and never terminates."""
     find_task(env_id)
+    try:
+        import mujoco  # noqa: F401
+    except RuntimeError:
+        name = os.environ.get("MUJOCO_GL")
+        raise UserError(
+            f"error: MUJOCO_GL is {name}, which MuJoCo does not know; egl and osmesa need no display."
+        ) from None
     return gym.make(f"laeo/{env_id}-v0")
 
 
@@ -721,9 +728,19 @@ def load_dataset(
 # ----------------------------------------------------------------------------------------------------------- batches
 
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")  # a container's own, seen from inside it
+
+
 def free_memory(device: torch.device) -> int:
-    """Return how many bytes are free on the GPU, or available to this process on the CPU."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    """Return how many bytes are free on the GPU, or available to this process, also within a container's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device.index)[0]
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # no such file, or no number in it: no limit
+        limit, used = (int((CONTROL_GROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        cached = dict(line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())["file"]
+        free = min(free, limit - used + int(cached))  # the files it has read make room when others need it
+    return free
 
 
 class MappedStates:
@@ -740,21 +757,22 @@ class MappedStates:
 
     def __getitem__(self, rows: torch.Tensor | slice) -> torch.Tensor:
         states = torch.from_numpy(self.array[self.rows[rows if isinstance(rows, slice) else rows.cpu().numpy()]])
-        # From pinned memory the copy does not wait for what the GPU computes, nor the computation for the copy.
+        # From pinned memory the copy does not keep this thread waiting.
         return states.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else states
 
 
 def place_states(data: Dataset, episodes: np.ndarray, device: torch.device) -> torch.Tensor | MappedStates:
     """Return the observations of some episodes, end to end, [rows, ...]: as a tensor on the device if they fit there.
 
-    They do if they take no more than three quarters of its free memory; the choice is printed for images.
+    They do if they take no more than three quarters of its free memory. The choice is printed for images, and for other
+    observations if they do not.
     """
     lengths, (shape, dtype) = data.lengths[episodes], (data.observations.shape[2:], data.observations.dtype)
     size, free = int((lengths + 1).sum()) * int(np.prod(shape)) * dtype.itemsize, free_memory(device)
     fits = size <= 0.75 * free
-    if dtype == np.uint8:
-        place = f"the memory of the {device.type}" if fits else f"their file, for {device.type} has too little memory"
-        print(f"{len(episodes)} episodes of images ({size / 1e9:.2f} GB of {free / 1e9:.2f} GB free) are in {place}")
+    if dtype == np.uint8 or not fits:
+        place = f"in the memory of the {device.type}" if fits else f"left in their file: too much for the {device.type}"
+        print(f"{len(episodes)} episodes ({size / 1e9:.2f} GB; {free / 1e9:.2f} GB are free) are {place}")
     if not fits:
         return MappedStates(data, episodes, device)
     states = torch.empty(
@@ -786,19 +804,27 @@ class Transitions:
 
     def gather(self, rows: torch.Tensor, shift: int, generator: torch.Generator) -> torch.Tensor:
         """Return the states in these rows [B], images shifted at random by up to `shift` pixels."""
-        return random_shift(self.states[rows], shift, generator) if shift else self.states[rows]
+        return random_shift(self.states[rows], shift, generator)
 
     def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the mean of the states and their standard deviation, of images from some, and one for all pixels."""
-        if self.states.ndim == 2:
-            return self.states.mean(0).cpu(), self.states.std(0).cpu().clamp(min=1e-3)  # some numbers never move
-        images = self.states[:: max(1, len(self.states) // 2_000)].float().cpu()
-        mean = images.mean(0)
-        return mean, (images - mean).square().mean().sqrt().expand(mean.shape)
+        """Return the mean of the states and their standard deviation, of images one for all pixels.
+
+        From 2,000 states if they are images or in their file, otherwise from all.
+        """
+        states = self.states
+        if states.ndim > 2 or isinstance(states, MappedStates):
+            # At random: evenly spaced ones can be all of the same step of their episodes.
+            states = states[torch.from_numpy(np.random.default_rng(0).integers(len(states), size=2_000))].float()
+        mean = states.mean(0)
+        if states.ndim == 2:
+            return mean.cpu(), states.std(0).cpu().clamp(min=1e-3)  # some numbers never move
+        return mean.cpu(), (states - mean).square().mean().sqrt().cpu().expand(mean.shape)
 
 
 def random_shift(images: torch.Tensor, pixels: int, generator: torch.Generator) -> torch.Tensor:
     """Move each image [B, H, W, 3] by up to so many pixels each way; what comes into view repeats the edge."""
+    if not pixels:
+        return images
     size, height, width, channels = images.shape
     device = images.device
     offsets = torch.randint(-pixels, pixels + 1, (2, size, 1), generator=generator, device=device)
@@ -811,6 +837,8 @@ def random_shift(images: torch.Tensor, pixels: int, generator: torch.Generator) 
 class Batches:
     """Endless iterator of what `sample()` draws with `generator`; from a file, a thread draws some of it ahead.
 
+    `sample()` returns a tuple of tensors. On a GPU the thread has a stream of its own: in the training's it would have
+    to wait for all that is queued there before it knew which rows to read.
     Its state is that of the generator behind the last batch that was handed out, so that a resumed run gets the next.
     """
 
@@ -820,16 +848,26 @@ class Batches:
         self._sample, self._generator, self._state = sample, generator, generator.get_state()
         self._thread = ThreadPoolExecutor(1) if isinstance(states, MappedStates) else None
         self._ahead: deque[Future] = deque()
+        self._stream = None
+        if self._thread and generator.device.type == "cuda":
+            self._stream = torch.cuda.Stream()
+            self._stream.wait_stream(torch.cuda.current_stream())  # which has made what `sample()` reads
 
-    def _draw(self) -> tuple[Any, torch.Tensor]:
-        return self._sample(), self._generator.get_state()
+    def _draw(self) -> tuple[Any, torch.Tensor, torch.cuda.Event | None]:
+        with torch.cuda.stream(self._stream):  # without one this does nothing
+            batch = self._sample()
+            return batch, self._generator.get_state(), self._stream and self._stream.record_event()
 
     def __next__(self) -> Any:
         if self._thread is None:
             return self._sample()
         while len(self._ahead) <= self.AHEAD:
             self._ahead.append(self._thread.submit(self._draw))
-        batch, self._state = self._ahead.popleft().result()
+        batch, self._state, ready = self._ahead.popleft().result()
+        if ready:
+            torch.cuda.current_stream().wait_event(ready)
+            for tensor in batch:  # their memory must not be used again before the training has read them
+                tensor.record_stream(torch.cuda.current_stream())
         return batch
 
     def state_dict(self) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ Differences from the baseline of the LAEO paper (Hatch et al. 2023) and from its
     comparison; so are Glorot-uniform weights and Adam's eps of 1e-7, which are not PyTorch's defaults.
  7. Hidden layers end in ReLU, in the critic after a layer normalisation: one kind of layer is the simplest. The code
     has a layer normalisation and a tanh after the first one and ELU after the others, in the actor too. Images are
-    encoded as in laeo.py, for both twins at once; the code has an encoder for each, and one more, black image.
+    encoded, and actions scaled, as in laeo.py, for both twins at once; the code has an encoder for each twin.
  8. alpha is 1, from a search (README.md); TD3+BC's own is 2.5, the code's 0.5.
 Episodes end by the step limit alone, not because something happened: targets bootstrap through their ends.
 """
@@ -124,11 +124,12 @@ class Critic(nn.Module):
     def __init__(self, encoder: Encoder, action_dim: int, hidden_dim: int, generator: Generator):
         super().__init__()
         self.encoder, sizes = encoder, [encoder.dim + action_dim, hidden_dim, hidden_dim, 1]
+        self.action_scale = (encoder.dim / action_dim) ** 0.5 if isinstance(encoder.net, nn.Sequential) else 1.0
         self.nets = nn.ModuleList(mlp(sizes, generator, layer_norm=True) for _ in "12")
 
     def forward(self, features: Tensor, action: Tensor) -> Tensor:
         """Return Q_k(s, a), k = 1, 2, as [2, B], from the encoder's [B, dim] and actions [B, actions]."""
-        x = torch.cat([features, action], -1)
+        x = torch.cat([features, self.action_scale * action], -1)
         return torch.stack([net(x).squeeze(-1) for net in self.nets])
 
 
@@ -175,17 +176,19 @@ class Batch(NamedTuple):
     observation: Tensor  # [B, ...]
     action: Tensor  # [B, actions]
     next_observation: Tensor  # [B, ...]
+    examples: Tensor  # [num_success, ...], of success: all of them, shifted if the rest is
     noise: Tensor  # [B, actions], standard normal, for the target policy
 
 
-def sample(transitions: common.Transitions, args: Args, generator: Generator) -> Batch:
+def sample(transitions: common.Transitions, examples: Tensor, args: Args, generator: Generator) -> Batch:
     """Draw transitions uniformly."""
     size, device = args.batch_size, transitions.start.device
     i = torch.randint(len(transitions.start), (size,), generator=generator, device=device)
     noise = torch.randn(size, transitions.actions.shape[1], generator=generator, device=device)
     start = transitions.start[i]
     observation, following = (transitions.gather(rows, args.random_shift, generator) for rows in (start, start + 1))
-    return Batch(observation, transitions.actions[i], following, noise)
+    examples = common.random_shift(examples, args.random_shift, generator)
+    return Batch(observation, transitions.actions[i], following, examples, noise)
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -214,11 +217,11 @@ def next_q(batch: Batch, networks: Networks, args: Args) -> Tensor:
     return networks.target_critic(networks.target_critic.encoder(batch.next_observation), action)
 
 
-def update(batch: Batch, examples: Tensor, networks: Networks, optimizer: Adam, args: Args, step: int) -> None:
+def update(batch: Batch, networks: Networks, optimizer: Adam, args: Args, step: int) -> None:
     """Take one gradient step of reward and critic, and after every second one a step of policy and targets."""
     optimizer.zero_grad()
     logits = networks.reward(batch.next_observation)
-    reward_loss(networks.reward(examples), logits).backward()
+    reward_loss(networks.reward(batch.examples), logits).backward()
 
     with torch.no_grad():
         target = critic_target(logits.sigmoid(), next_q(batch, networks, args), args.discount)
@@ -239,9 +242,9 @@ def update(batch: Batch, examples: Tensor, networks: Networks, optimizer: Adam, 
 
 
 @torch.no_grad()
-def measure(batch: Batch, examples: Tensor, networks: Networks, args: Args) -> dict[str, float]:
+def measure(batch: Batch, networks: Networks, args: Args) -> dict[str, float]:
     """Metrics of one batch; README.md explains each."""
-    logits, logits_examples = networks.reward(batch.next_observation), networks.reward(examples)
+    logits, logits_examples = networks.reward(batch.next_observation), networks.reward(batch.examples)
     features, action = networks.critic.encoder(batch.observation), networks.actor.mode(batch.observation)
     q = networks.critic(features, batch.action)
     metrics = {
@@ -314,9 +317,8 @@ def train(args: Args) -> dict:
     fast = [*networks.actor.parameters(), *networks.critic.parameters()]
     groups = [{"params": fast}, {"params": networks.reward.parameters()}]
     optimizer = Adam(groups, eps=1e-7, fused=True)
-    parts = {"networks": networks, "optimizer": optimizer}
-    batches = common.Batches(lambda: sample(transitions, args, generator), generator, transitions.states)
-    run.start({**parts, "batches": batches, "log_generator": log_generator})
+    batches = common.Batches(lambda: sample(transitions, examples, args, generator), generator, transitions.states)
+    run.start({"networks": networks, "optimizer": optimizer, "batches": batches, "log_generator": log_generator})
 
     def evaluate_now(step: int) -> dict[str, list]:
         run.clock("evaluation")
@@ -329,11 +331,11 @@ def train(args: Args) -> dict:
                 evaluate_now(step)
             for group, rate in zip(optimizer.param_groups, (args.learning_rate, args.reward_learning_rate)):
                 group["lr"] = rate * (1 - step / args.gradient_steps)
-            update(next(batches), examples, networks, optimizer, args, step)
+            update(next(batches), networks, optimizer, args, step)
             if (step + 1) % args.log_interval == 0:
                 for name, source in (("train", transitions), ("heldout", heldout)):
-                    batch = sample(source, args, log_generator)
-                    run.log(step + 1, name, measure(batch, examples, networks, args))
+                    batch = sample(source, examples, args, log_generator)
+                    run.log(step + 1, name, measure(batch, networks, args))
                 run.log(step + 1, "heldout", measure_labelled(labelled, networks))
             run.end_step(step + 1, interrupted)
         return run.finish(evaluate_now(args.gradient_steps), networks.actor.mode)

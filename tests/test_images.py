@@ -207,7 +207,8 @@ ctypes.CDLL.__init__ = refuse
 @pytest.mark.parametrize("found", [True, False])
 def test_machine_without_gl_gets_one_sentence(found, image_dataset):
     """Whether there is something of that name or not; the state tasks need neither."""
-    code = NO_GL if found else NO_GL + "ctypes.util.find_library = lambda name: None\n"
+    code = NO_GL + "find = ctypes.util.find_library\n"
+    code += f"ctypes.util.find_library = lambda name: {found} and f'lib{{name}}.so' if 'GL' in name else find(name)\n"
     code += "import common; common.make_env('FetchPush').close()\n"
     code += f"sys.argv = ['laeo.py', '--env-id', 'FetchReachImage', '--dataset', '{image_dataset}']\n"
     result = run_python(code + "runpy.run_path('laeo.py', run_name='__main__')")
@@ -215,6 +216,12 @@ def test_machine_without_gl_gets_one_sentence(found, image_dataset):
     assert result.returncode == 1 and len(message) == 1, result.stderr
     assert message[0].startswith(f"error: pictures cannot be rendered here with {'egl' if found else 'osmesa'} (")
     assert "apt install libegl1 libgl1" in message[0] and "libosmesa6" in message[0]
+
+
+def test_unknown_renderer_gets_one_sentence():
+    result = run_python("import common; common.make_env('FetchReach')", MUJOCO_GL="foo")
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result.stderr
+    assert result.stderr.startswith("error: MUJOCO_GL is foo, which MuJoCo does not know; egl and osmesa")
 
 
 # ------------------------------------------------------------------------------------------------------------ datasets
@@ -275,6 +282,27 @@ def test_random_shift_moves_each_image_by_itself_and_repeats_its_edge():
     assert len(found) == 25 and shifted.dtype == np.uint8
 
 
+def test_images_are_standardised_by_all_steps_of_the_episodes():
+    """2,000 episodes of 51 states: every so-manieth state would be the first one of an episode."""
+    steps = np.broadcast_to(np.arange(51, dtype=np.uint8)[:, None, None, None], (2_000, 51, 4, 4, 3))
+    lengths = np.full(2_000, 50, np.int32)
+    data = common.Dataset(steps, np.zeros((2_000, 50, 1), np.float32), lengths, steps[:1, 0])
+    mean, std = common.Transitions(data, np.arange(2_000), CPU).statistics()
+    assert mean.shape == std.shape == (4, 4, 3)
+    assert abs(mean.mean() - 25) < 1 and abs(std.mean() - np.arange(51).std()) < 0.5
+
+
+def test_memory_within_a_containers_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "CONTROL_GROUP", tmp_path)
+    without = common.free_memory(CPU)
+    assert without > 10**8
+    for name, text in (("max", "90000000"), ("current", "50000000"), ("stat", "anon 20000000\nfile 30000000\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert common.free_memory(CPU) == 70_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert common.free_memory(CPU) > 10**8
+
+
 # ------------------------------------------------------------------------------------------------------------ training
 
 
@@ -289,6 +317,7 @@ def test_batches_are_the_same_from_memory_and_from_the_file(method, shift, image
     script = SCRIPTS[method]
     args = dataclasses.replace(image_args(script, image_dataset, None), random_shift=shift, batch_size=64)
     data = common.load_dataset(image_dataset, "FetchReachImage", 5, np.random.default_rng(0))
+    examples = (torch.from_numpy(data.success_examples),) if method in ("oril", "purl") else ()
     drawn, episodes = {}, np.array([3, 1, 30])
     for place, memory in (("memory", 10**12), ("file", 1000)):
         monkeypatch.setattr(common, "free_memory", lambda device, memory=memory: memory)
@@ -297,7 +326,7 @@ def test_batches_are_the_same_from_memory_and_from_the_file(method, shift, image
         assert isinstance(transitions.states, torch.Tensor) == (place == "memory")
         assert ("their file" in capsys.readouterr().out) == (place == "file")
         batches = common.Batches(
-            lambda t=transitions, g=generator: script.sample(t, args, g), generator, transitions.states
+            lambda t=transitions, g=generator: script.sample(t, *examples, args, g), generator, transitions.states
         )
         drawn[place] = [next(batches) for _ in range(7)], transitions.statistics()
     for one, other in zip(*(drawn[place][0] for place in drawn)):
@@ -307,6 +336,49 @@ def test_batches_are_the_same_from_memory_and_from_the_file(method, shift, image
     known = {picture.tobytes() for picture in np.array(data.observations[episodes]).reshape(-1, 64, 64, 3)}
     same = [picture.numpy().tobytes() in known for picture in batch.observation]
     assert batch.observation.dtype == torch.uint8 and (all(same) if shift == 0 else sum(same) < 32)
+
+
+@pytest.mark.parametrize("method", ["oril", "purl"])
+def test_shift_moves_the_success_examples_too(method, image_dataset):
+    """Otherwise a classifier could tell them from the data by the edge of the table."""
+    script = SCRIPTS[method]
+    data = common.load_dataset(image_dataset, "FetchReachImage", 5, np.random.default_rng(0))
+    transitions, examples = common.Transitions(data, np.array([3]), CPU), torch.from_numpy(data.success_examples)
+    for shift, as_they_are in ((0, 5), (3, 0)):
+        args = dataclasses.replace(image_args(script, image_dataset, None), random_shift=shift)
+        batch = script.sample(transitions, examples, args, torch.Generator().manual_seed(1))
+        assert (batch.examples == examples).flatten(1).all(1).sum() == as_they_are
+
+
+def test_states_that_do_not_fit_are_left_in_their_file_too(reach_dataset, tmp_path, monkeypatch, capsys):
+    results = []
+    for memory in (10**12, 1000):
+        monkeypatch.setattr(common, "free_memory", lambda device, memory=memory: memory)
+        args = test_training.small_args(laeo, reach_dataset, tmp_path / str(memory))
+        results.append(laeo.train(args)["success_rate"])
+        assert ("left in their file" in capsys.readouterr().out) == (memory == 1000)
+    assert all(0 <= rate <= 1 for rate in results)
+    data = common.load_dataset(reach_dataset, "FetchReach", 5, np.random.default_rng(0))
+    mapped = common.Transitions(data, np.arange(40), CPU)
+    states = torch.from_numpy(np.array(data.observations)).flatten(0, 1)
+    assert isinstance(mapped.states, common.MappedStates) and torch.equal(mapped.states[torch.arange(2040)], states)
+    mean, std = mapped.statistics()
+    torch.testing.assert_close(mean, states.mean(0), rtol=0, atol=0.1 * states.std())
+    torch.testing.assert_close(std, states.std(0).clamp(min=1e-3), rtol=0.1, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", SCRIPTS)
+def test_training_on_a_gpu_is_the_same_from_memory_and_from_the_file(method, image_dataset, tmp_path, monkeypatch):
+    script, weights = SCRIPTS[method], []
+    for memory in (10**12, 1000):
+        monkeypatch.setattr(common, "free_memory", lambda device, memory=memory: memory)
+        args = image_args(script, image_dataset, tmp_path / str(memory), random_shift=2)
+        script.train(dataclasses.replace(args, device="cuda"))
+        checkpoint = common.load_weights(tmp_path / str(memory) / "checkpoint.pt")
+        weights.append(checkpoint["networks" if method in ("oril", "purl") else "actor"])
+    for name, one in weights[0].items():
+        torch.testing.assert_close(one, weights[1][name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("method", SCRIPTS)

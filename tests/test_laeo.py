@@ -295,7 +295,7 @@ def test_update_moves_both_networks_and_no_buffer():
     batch, examples = make_batch()
     before = {k: v.clone() for k, v in [*actor.state_dict().items(), *critic.state_dict().items()]}
     optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], 1e-3)
-    laeo.update(batch, examples, actor, critic, optimizer, laeo.Args())
+    laeo.update(batch, examples, actor, critic, optimizer, laeo.Args(bc_coef=0.2))
     for name, value in [*actor.state_dict().items(), *critic.state_dict().items()]:
         assert torch.equal(value, before[name]) == ("observation" in name), name
 

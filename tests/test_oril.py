@@ -26,7 +26,7 @@ def make_batch(seed=5):
     action = torch.rand(SIZE, ACTIONS, generator=generator) * 2 - 1
     states = [torch.randn(SIZE, DIM, generator=generator) for _ in range(2)]
     noise = torch.randn(SIZE, ACTIONS, generator=torch.Generator().manual_seed(6))
-    return oril.Batch(states[0], action, states[1], noise), torch.randn(7, DIM, generator=generator)
+    return oril.Batch(states[0], action, states[1], torch.randn(7, DIM, generator=generator), noise)
 
 
 def scatter_targets(networks, seed=9):
@@ -38,9 +38,9 @@ def scatter_targets(networks, seed=9):
 
 
 def update(networks, optimizer, step, **flags):
-    batch, examples = make_batch()
-    oril.update(batch, examples, networks, optimizer, oril.Args(**flags), step)
-    return batch, examples
+    batch = make_batch()
+    oril.update(batch, networks, optimizer, oril.Args(**flags), step)
+    return batch
 
 
 # ------------------------------------------------------------------------------------------------------ reward losses
@@ -170,10 +170,10 @@ def test_each_loss_reaches_only_its_own_network():
     networks = make_networks()
     scatter_targets(networks)
     optimizer = torch.optim.SGD(networks.parameters(), lr=0.0)
-    batch, examples = update(networks, optimizer, step=1, alpha=1.7, discount=0.9, tau=0)
+    batch = update(networks, optimizer, step=1, alpha=1.7, discount=0.9, tau=0)
     reward, actor, critic = networks.reward, networks.actor, networks.critic
 
-    loss = oril.reward_loss(reward(examples), reward(batch.next_observation))
+    loss = oril.reward_loss(reward(batch.examples), reward(batch.next_observation))
     noise = (0.2 * batch.noise).clamp(-0.5, 0.5)
     next_action = (networks.target_actor.mode(batch.next_observation) + noise).clamp(-1, 1)
     next_q = networks.target_critic(batch.next_observation, next_action)
@@ -261,8 +261,8 @@ def test_td3_finds_the_exact_q_function_of_a_small_mdp(learn_policy):
     generator = torch.Generator().manual_seed(0)
     examples = torch.from_numpy(one_hot[:1])
     for step in range(gradient_steps):
-        batch = oril.sample(transitions, args, generator)
-        oril.update(batch, examples, networks, optimizer, args, step)
+        batch = oril.sample(transitions, examples, args, generator)
+        oril.update(batch, networks, optimizer, args, step)
         schedule.step()
 
     right, left = np.roll(np.eye(num_states), 1, axis=1), np.roll(np.eye(num_states), -1, axis=1)
@@ -294,7 +294,7 @@ def test_td3_finds_the_exact_q_function_of_a_small_mdp(learn_policy):
 def test_next_observation_is_the_next_one_of_the_same_episode():
     data = traceable_dataset([3, 5, 1])
     transitions = common.Transitions(data, np.array([2, 0, 1]), torch.device("cpu"))
-    batch = oril.sample(transitions, oril.Args(batch_size=2000), torch.Generator().manual_seed(0))
+    batch = oril.sample(transitions, torch.zeros(1, 2), oril.Args(batch_size=2000), torch.Generator().manual_seed(0))
     torch.testing.assert_close(batch.action[:, 0], batch.observation[:, 0] + batch.observation[:, 1] / 10)
     assert torch.equal(batch.next_observation, batch.observation + torch.tensor([0.0, 1.0]))
     assert len(batch.observation.unique(dim=0)) == 9
@@ -302,11 +302,13 @@ def test_next_observation_is_the_next_one_of_the_same_episode():
 
 @pytest.mark.parametrize("script", [oril, purl])
 def test_metrics_against_an_independent_computation(script):
-    networks, (batch, examples) = make_networks(), make_batch()
+    networks, batch = make_networks(), make_batch()
     scatter_targets(networks)
     args = script.Args(discount=0.9, policy_noise=0.0, **({"eta": 0.2} if script is purl else {}))
-    metrics = script.measure(batch, examples, networks, args)
-    sigma = {name: torch.sigmoid(networks.reward(x)) for name, x in (("e", examples), ("d", batch.next_observation))}
+    metrics = script.measure(batch, networks, args)
+    sigma = {
+        name: torch.sigmoid(networks.reward(x)) for name, x in (("e", batch.examples), ("d", batch.next_observation))
+    }
     assert metrics["reward_examples"] == pytest.approx(sigma["e"].mean().item())
     assert metrics["reward_data"] == pytest.approx(sigma["d"].mean().item())
     q = networks.critic(batch.observation, batch.action).detach()
@@ -327,14 +329,14 @@ def test_metrics_against_an_independent_computation(script):
         torch.minimum(*networks.critic(batch.observation, action)).mean().item()
     )
     assert metrics["bc_error"] == pytest.approx(((action - batch.action) ** 2).mean().item())
-    states = {"success": examples, "failure": batch.observation, "start": batch.next_observation}
+    states = {"success": batch.examples, "failure": batch.observation, "start": batch.next_observation}
     labelled = script.measure_labelled(states, networks)
     assert labelled["reward_success"] == pytest.approx(sigma["e"].mean().item())
     assert labelled["reward_failure"] == pytest.approx(torch.sigmoid(networks.reward(batch.observation)).mean().item())
     start = batch.next_observation
     q_start = torch.minimum(*networks.critic(start, networks.actor.mode(start))).mean().item()
     assert labelled["q_start"] == pytest.approx(q_start)
-    without = script.measure_labelled({**states, "success": examples[:0]}, networks)
+    without = script.measure_labelled({**states, "success": batch.examples[:0]}, networks)
     assert set(without) == {"reward_failure", "q_start"}  # no such state, no such metric
 
 
