@@ -585,7 +585,10 @@ def find_device(name: str) -> torch.device:
     """Return the device of that name; auto is the GPU if there is one. Raises UserError if it is not there."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("error: --device is cuda, and PyTorch finds no GPU here; leave it out to train on the CPU.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.set_float32_matmul_precision("high")  # products in TF32, as convolutions are anyway
+    return torch.device("cuda")
 
 
 @contextlib.contextmanager

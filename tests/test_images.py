@@ -25,6 +25,7 @@ ROOT = Path(common.__file__).parent
 IMAGE_TASKS = list(common.VIEWS)
 SCRIPTS = test_training.SCRIPTS
 CPU = torch.device("cpu")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def run_python(code, **environment):
@@ -313,16 +314,17 @@ def image_args(script, dataset, run_dir, **kwargs):
 
 @pytest.mark.parametrize("method", SCRIPTS)
 @pytest.mark.parametrize("shift", [0, 3])
-def test_batches_are_the_same_from_memory_and_from_the_file(method, shift, image_dataset, monkeypatch, capsys):
-    script = SCRIPTS[method]
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_batches_are_the_same_from_memory_and_from_the_file(method, shift, device, image_dataset, monkeypatch, capsys):
+    script, device = SCRIPTS[method], torch.device(device)
     args = dataclasses.replace(image_args(script, image_dataset, None), random_shift=shift, batch_size=64)
     data = common.load_dataset(image_dataset, "FetchReachImage", 5, np.random.default_rng(0))
-    examples = (torch.from_numpy(data.success_examples),) if method in ("oril", "purl") else ()
+    examples = (torch.from_numpy(data.success_examples).to(device),) if method in ("oril", "purl") else ()
     drawn, episodes = {}, np.array([3, 1, 30])
     for place, memory in (("memory", 10**12), ("file", 1000)):
         monkeypatch.setattr(common, "free_memory", lambda device, memory=memory: memory)
-        generator = torch.Generator().manual_seed(0)
-        transitions = common.Transitions(data, episodes, CPU)
+        generator = torch.Generator(device).manual_seed(0)
+        transitions = common.Transitions(data, episodes, device)
         assert isinstance(transitions.states, torch.Tensor) == (place == "memory")
         assert ("their file" in capsys.readouterr().out) == (place == "file")
         batches = common.Batches(
@@ -334,7 +336,7 @@ def test_batches_are_the_same_from_memory_and_from_the_file(method, shift, image
     assert all(torch.equal(a, b) for a, b in zip(drawn["memory"][1], drawn["file"][1]))
     batch = drawn["file"][0][0]
     known = {picture.tobytes() for picture in np.array(data.observations[episodes]).reshape(-1, 64, 64, 3)}
-    same = [picture.numpy().tobytes() in known for picture in batch.observation]
+    same = [picture.cpu().numpy().tobytes() in known for picture in batch.observation]
     assert batch.observation.dtype == torch.uint8 and (all(same) if shift == 0 else sum(same) < 32)
 
 
@@ -367,18 +369,14 @@ def test_states_that_do_not_fit_are_left_in_their_file_too(reach_dataset, tmp_pa
     torch.testing.assert_close(std, states.std(0).clamp(min=1e-3), rtol=0.1, atol=1e-4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize("method", SCRIPTS)
-def test_training_on_a_gpu_is_the_same_from_memory_and_from_the_file(method, image_dataset, tmp_path, monkeypatch):
-    script, weights = SCRIPTS[method], []
-    for memory in (10**12, 1000):
-        monkeypatch.setattr(common, "free_memory", lambda device, memory=memory: memory)
-        args = image_args(script, image_dataset, tmp_path / str(memory), random_shift=2)
-        script.train(dataclasses.replace(args, device="cuda"))
-        checkpoint = common.load_weights(tmp_path / str(memory) / "checkpoint.pt")
-        weights.append(checkpoint["networks" if method in ("oril", "purl") else "actor"])
-    for name, one in weights[0].items():
-        torch.testing.assert_close(one, weights[1][name], rtol=1e-3, atol=1e-4, msg=name)
+@pytest.mark.parametrize("memory", [10**12, 1000])
+def test_training_on_a_gpu(method, memory, image_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "free_memory", lambda device: memory)
+    args = image_args(SCRIPTS[method], image_dataset, tmp_path / "run", random_shift=2)
+    result = SCRIPTS[method].train(dataclasses.replace(args, device="cuda"))
+    assert 0 <= result["success_rate"] <= 1 and result["peak_gpu_bytes"] > 0
 
 
 @pytest.mark.parametrize("method", SCRIPTS)
