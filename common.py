@@ -294,7 +294,7 @@ TASKS = {
 VIEWS = {  # the first two are the paper's
     "FetchReachImage": View((1.2, 0.8, 0.5), 1.4, 120.0, -30.0),
     "FetchPushImage": View((1.25, 0.8, 0.4), 0.65, 90.0, -40.0),
-    # From above, so that the arm hides the block when it touches it: twice as often as from the released code's view.
+    # From above, so that the arm hides the block when it touches it, more often than from the released code's view.
     "FetchPushImageOccluded": View((1.35, 0.8, 0.42), 1.2, 60.0, -85.0),
 }
 for _env_id, _view in VIEWS.items():

@@ -80,14 +80,18 @@ def play(env, env_id: str, episodes: int) -> Iterator[None]:
 
 
 def main() -> None:
-    print("| task | states with contact | block hidden | states without | block hidden | visible share, mean |")
+    views = {env_id: common.VIEWS[env_id] for env_id in ("FetchPushImage", "FetchPushImageOccluded")}
+    views["the released code's occluded view"] = common.View((1.25, 0.8, 0.4), 0.7, 180.0, -80.0)
+    print("| view | states with contact | block hidden | states without | block hidden | visible share, mean |")
     print("|---|---|---|---|---|---|")
-    for env_id in ("FetchPushImage", "FetchPushImageOccluded"):
-        env = common.make_env(env_id)
-        contact, other = (np.array(x) for x in shares(env, play(env, env_id, EPISODES)))
+    for name, view in views.items():
+        env = common.make_env("FetchPushImage")
+        env.unwrapped.camera.close()
+        env.unwrapped.camera = common.Camera(env, view)
+        contact, other = (np.array(x) for x in shares(env, play(env, "FetchPushImage", EPISODES)))
         env.close()
         hidden = f"{(contact < 0.1).mean():.2f} | {len(other):,} | {(other < 0.1).mean():.2f} | {other.mean():.2f}"
-        print(f"| {env_id} | {len(contact):,} | {hidden} |", flush=True)
+        print(f"| {name} | {len(contact):,} | {hidden} |", flush=True)
 
 
 if __name__ == "__main__":
