@@ -103,6 +103,7 @@ class Camera:
         self._position = np.array(view.lookat) - view.distance * forward
         self._normals = np.sin(half) * forward + np.cos(half) * sides  # of the pyramid that is seen, pointing inwards
         name = gl_name()
+        os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa draws so few pixels faster without threads; read only once
         try:
             if name in ("egl", "osmesa"):  # MuJoCo chose when it was imported, and by itself it takes a window
                 mujoco.gl_context.GLContext = importlib.import_module(f"mujoco.{name}").GLContext
