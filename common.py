@@ -668,6 +668,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 def _load_array(path: Path, dtype: str, checksum: str | None) -> np.ndarray:
     try:
+        if path.stat().st_size > 5e9:  # which takes many seconds
+            print(f"checking {path} ({path.stat().st_size / 1e9:.0f} GB) against its checksum")
         if sha256(path) != checksum:
             raise ValueError("it does not match its checksum in metadata.json")
         array = np.load(path, mmap_mode="r", allow_pickle=False)
