@@ -19,10 +19,9 @@ Differences from the baseline of the LAEO paper (Hatch et al. 2023) and from its
     draws one vector for a whole batch, and another one for each twin.
  5. Both target networks follow in the policy's delayed steps, as in TD3; in the code the critics' follow at every step.
  6. Standardised observations, widths, batches, steps, and a learning rate that falls to zero are laeo.py's, for
-    comparison; so are Glorot-uniform weights and Adam's eps of 1e-7, which are not PyTorch's defaults.
+    comparison; so are the encoder of images, the scale of actions beside it, initial weights and Adam's eps of 1e-7.
  7. Hidden layers end in ReLU, in the critic after a layer normalisation: one kind of layer is the simplest. The code
-    has a layer normalisation and a tanh after the first one and ELU after the others, in the actor too. Images are
-    encoded, and actions scaled, as in laeo.py, for both twins at once; the code has an encoder for each twin.
+    has a layer normalisation and a tanh after the first one and ELU after the others, in the actor too.
  8. alpha is 1, from a search (README.md); TD3+BC's own is 2.5, the code's 0.5.
 Episodes end by the step limit alone, not because something happened: targets bootstrap through their ends.
 """
@@ -317,8 +316,9 @@ def train(args: Args) -> dict:
     fast = [*networks.actor.parameters(), *networks.critic.parameters()]
     groups = [{"params": fast}, {"params": networks.reward.parameters()}]
     optimizer = Adam(groups, eps=1e-7, fused=True)
+    parts = {"networks": networks, "optimizer": optimizer}
     batches = common.Batches(lambda: sample(transitions, examples, args, generator), generator, transitions.states)
-    run.start({"networks": networks, "optimizer": optimizer, "batches": batches, "log_generator": log_generator})
+    run.start({**parts, "batches": batches, "log_generator": log_generator})
 
     def evaluate_now(step: int) -> dict[str, list]:
         run.clock("evaluation")

@@ -530,7 +530,7 @@ def test_the_training_loops_differ_in_what_a_method_needs_only():
         },
         "oril": {
             "encoder = ", "actor = ", "optimizer = ", "parts = ", "data, training", "update(", "run.log(step",
-            "return run.log_eval", "return run.finish(", "group[", "for group",
+            "batches = ", "batch = sample(", "return run.log_eval", "return run.finish(", "group[", "for group",
         },
     }  # fmt: skip
     own["purl"] = own["oril"]
