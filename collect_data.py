@@ -547,8 +547,8 @@ def write_dataset(args: Args, behavior_path: Path, output: Path) -> dict:
         "lengths": ((n,), np.int32),
     }
     env.close()
-    examples = (min(MAX_SUCCESS_EXAMPLES, n * steps), *env.observation_space.shape), env.observation_space.dtype
-    sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in [*shapes.values(), examples]]
+    most_examples = (min(MAX_SUCCESS_EXAMPLES, n * steps), *env.observation_space.shape), env.observation_space.dtype
+    sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in [*shapes.values(), most_examples]]
     common.check_space(output, sum(sizes))
     rng = np.random.default_rng([args.seed, common.STREAMS.index("dataset"), common.QUALITIES.index(args.quality)])
     jobs = ((i, rng.choice(len(weights), p=weights), common.episode_seed("dataset", args.seed, i)) for i in range(n))

@@ -761,8 +761,8 @@ class MappedStates:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, rows: torch.Tensor | slice) -> torch.Tensor:
-        states = torch.from_numpy(self.array[self.rows[rows if isinstance(rows, slice) else rows.cpu().numpy()]])
+    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
+        states = torch.from_numpy(self.array[self.rows[rows.cpu().numpy()]])
         # From pinned memory the copy does not keep this thread waiting.
         return states.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else states
 

@@ -21,7 +21,7 @@ Differences from the baseline of the LAEO paper (Hatch et al. 2023) and from its
  7. Standardised observations, widths, batches, steps, and a learning rate that falls to zero are laeo.py's, for
     comparison; so are the encoder of images, the scale of actions beside it, initial weights and Adam's eps of 1e-7.
  8. Hidden layers end in ReLU, in the critic after a layer normalisation: one kind of layer is the simplest. The code
-    has a layer normalisation and a tanh after the first one and ELU after the others, in the actor too.
+    normalises and takes a tanh after the first one, ELU after the others, in the actor too; each twin encodes images.
  9. alpha is 1 and eta 0.3, from a search (README.md); TD3+BC's own alpha is 2.5, the code has 0.5 and 0.5.
 Episodes end by the step limit alone, not because something happened: targets bootstrap through their ends.
 """
