@@ -10,71 +10,72 @@ Hatch et al. 2023, "Contrastive Example-Based Control" (L4DC); equation numbers 
     python laeo.py --env-id FetchReach --gradient-steps 3000
     python laeo.py --env-id FetchPush --num-success 10
 
-Differences from the paper and from the released code, each with its reason:
- 1. Observations, and success examples with them, are standardised with the mean and the standard deviation of the
-    training episodes. Neither the paper nor the code does; nothing else is worth as much on FetchPush.
- 2. The expectation over the success examples is exact: psi is evaluated on all of them at every step. The code draws
-    one example for each state, which is noisier and, in a batch, dearer.
- 3. The policy's objective and its weight are flags. The paper maximises E[e^f] with bc_coef 0.05; the code E[f] with
-    0.5. The default, the logarithm of E[e^f] with 0.2, comes from sweeps of one seed on earlier data, where E[f] made
-    policies that pass through the goal; the comparison with the present data is still to be run (README.md). From
-    images it is 0.5: a policy that sees less clearly has to stay closer to what it has seen.
- 4. In-batch negatives stand one positive against B - 1 negatives, as in the code, where Eq. 5 weighs both alike. The
-    optimum of the logits is then f - log(B - 1); log(B - 1) is added back, so that f is the f of Eq. 6.
- 5. Future states come at least one step after the state and at most at the episode's end, as in the code; the sums of
-    Eq. 4 begin at the state itself and never end.
- 6. Critic and policy are trained side by side, as in the code; Algorithm 1 fits the critic first.
- 7. Networks are narrower, batches smaller and training shorter than the paper's 1024 x 2, batch 1024 and 500,000 steps,
-    to fit two cores. The learning rate starts higher, 1e-3 instead of 3e-4, and falls linearly to zero: at a constant
-    one, the success of one run fell from 0.90 to 0.80 between 5,000 and 10,000 steps.
- 8. No target network: the code keeps one and never reads it.
- 9. Success examples are drawn with the run's seed; the code's choice depended on which thread came first.
-10. Success is measured on 100 episodes with fixed seeds, played by the final policy. The code reports a running mean
-    over whatever episodes a parallel evaluator had finished.
-11. Images are standardised as well, with a mean of each pixel and one standard deviation, where the code divides by
-    255: what never moves drops out. The convolutions are the code's, half as wide; the critic has one encoder, for
-    states, futures and examples and for both twins, and the policy one of its own, as in the code.
-12. Beside the features of an image, actions are scaled until they weigh as much as all of these in the critic's first
-    layer. There are thousands of features, and without the scale the critic is slow to tell one action from another,
-    which its loss does not show.
+Differences from the paper and from the released code (docs/laeo.md has the reasons):
+ 1. Observations and success examples are standardised; images by a mean of each pixel and one deviation.
+ 2. The expectation over the success examples is exact: all of them at every step, not one drawn for each state.
+ 3. The policy maximises log E[e^f] with bc_coef 0.2 (images 0.5); the paper E[e^f] with 0.05, the code E[f] with 0.5.
+ 4. log(B - 1) is added to the logits, so that f with in-batch negatives is the f of Eq. 6.
+ 5. Future states come at least one step after the state and at most at the episode's end, as in the code.
+ 6. Critic and policy are trained side by side, as in the code, and without its unused target network.
+ 7. Networks are narrower, batches smaller, steps fewer; the learning rate starts higher and falls to zero.
+ 8. Success examples are drawn with the run's seed, and never from held-out episodes.
+ 9. Success is measured on 100 episodes with fixed seeds, played by the final policy.
+10. The critic has one image encoder for states, futures, examples and both twins; the policy has its own.
+11. Beside image features, actions are scaled to weigh as much as all of these in the critic's first layer.
 """
 
-from dataclasses import dataclass
+import json
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import Generator, Tensor, nn
+from torch.distributions import Normal, TanhTransform, TransformedDistribution
+from torch.optim import Adam
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 import common
 
+METHOD = Path(__file__).stem
+Whole, Count, Share = Annotated[int, 0, 2**32 - 1], Annotated[int, 1, 2**32 - 1], Annotated[float, 0, 1]  # bounds
+
 
 @dataclass
-class Args(common.RunArgs):
-    num_success: int = 200
-    """how many success examples the method sees"""
-    gradient_steps: int = 20_000
-    """training steps of critic and policy"""
-    batch_size: int = 256
-    """transitions in a batch; each one's future state is a negative for all others"""
-    learning_rate: float = 1e-3
-    """Adam's step size for both networks at the start; it falls linearly to zero"""
-    discount: float = 0.99
-    """of the geometric law that future states are drawn from; smaller looks less far ahead"""
-    hidden_dim: int = 256
-    """width of the two hidden layers in every network"""
-    repr_dim: int = 64
-    """length of the representations phi and psi"""
-    policy_objective: Literal["f", "exp_f", "log_exp_f"] = "log_exp_f"
-    """what the policy maximises: the mean over the success examples of f or of e^f (the paper), or the latter's log"""
-    bc_coef: float | None = None
-    """lambda, the weight of behavioural cloning; its complement weighs the value; if not given 0.2, for images 0.5"""
-
-
-# ---------------------------------------------------------------------------------------------------------- networks
+class Args:
+    env_id: str = "FetchReach"  # one of the tasks in the README, or any Gymnasium id, also MODULE:ID
+    quality: Literal["medium", "hard"] = "medium"  # of a task's standard dataset: 45 to 50 or 8 to 12 % succeed
+    dataset: Path | None = None  # a dataset directory to use instead of datasets/ENV_ID-QUALITY
+    verify: bool = False  # check the dataset's checksums, which reads all of it
+    allow_version_mismatch: bool = False  # use a dataset although another version of the simulator made it
+    num_success: Count = 200  # how many success examples the method sees
+    gradient_steps: Count = 20_000  # training steps of critic and policy
+    batch_size: Annotated[int, 2, 2**32 - 1] = 256  # transitions in a batch, each a negative for all others
+    learning_rate: Share = 1e-3  # Adam's step size for both networks at the start; it falls linearly to zero
+    discount: Annotated[float, 1e-6, 1 - 1e-6] = 0.99  # of the geometric distribution that future states are drawn from
+    hidden_dim: Count = 256  # width of the two hidden layers in every network
+    repr_dim: Count = 64  # length of the representations phi and psi
+    policy_objective: Literal["f", "exp_f", "log_exp_f"] = "log_exp_f"  # mean f, mean e^f (the paper), or its logarithm
+    bc_coef: Annotated[float | None, 0, 1] = None  # lambda, the weight of cloning; if not given 0.2, for images 0.5
+    channels: Count = 16  # for images: of the first convolution; the second and the third have twice as many
+    random_shift: Annotated[int, 0, 32] = 0  # for images: move those of a batch by up to so many pixels (augmentation)
+    seed: Whole = 0  # of networks, batches, held-out episodes, success examples and evaluation starts
+    num_threads: Count = 1  # of PyTorch on a CPU; more are faster alone, and far slower beside other busy processes
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # where to train; auto: on the GPU if there is one
+    holdout_fraction: Annotated[float, 0, 0.9] = 0.05  # share of the episodes that is never trained on, at least one
+    log_interval: Count = 500  # gradient steps between two lines of metrics
+    eval_interval: Whole = 10_000  # gradient steps between two evaluations; 0: only at the end
+    eval_episodes: Whole = 100  # of each evaluation, with the same starts; 0: use no environment
+    checkpoint_minutes: Annotated[float, 0, 1e6] = 5.0  # of training between two checkpoints; the last step has one too
+    run_dir: Path | None = None  # where results go; runs/ENV_ID__METHOD__SEED__TIME if not given
+    resume: Path | None = None  # a run directory to go on with, as if it had never stopped; it has the other flags
 
 
 def mlp(sizes: list[int], generator: Generator) -> nn.Sequential:
@@ -89,53 +90,57 @@ def mlp(sizes: list[int], generator: Generator) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Standardises observations [B, D]; of images [B, 64, 64, 3] a convolutional network then makes features."""
+    """Standardises observations [B, D]; of images [B, H, W, C] a convolutional network then makes features."""
 
-    def __init__(self, mean: Tensor, std: Tensor, channels: int, generator: Generator):
+    def __init__(self, mean: Tensor, std: Tensor, args: Args, generator: Generator):
         super().__init__()
         self.register_buffer("observation_mean", mean.clone())
         self.register_buffer("observation_std", std.clone())
-        self.net, self.dim = nn.Identity(), mean.numel()  # dim: how many features
+        self.net, self.dim, self.pad = nn.Identity(), mean.numel(), [args.random_shift] * 4  # dim: how many features
         if mean.ndim == 3:
-            a, b, self.dim = channels, 2 * channels, 2 * channels * (mean.shape[0] // 8) * (mean.shape[1] // 8)
-            sizes = (3, a, 8, 4, 2), (a, b, 4, 2, 1), (b, b, 3, 1, 1)  # channels, kernel, stride, padding
+            a, b = args.channels, 2 * args.channels
+            sizes = (mean.shape[2], a, 8, 4, 2), (a, b, 4, 2, 1), (b, b, 3, 1, 1)  # channels, kernel, stride, padding
             convolutions = [nn.utils.skip_init(nn.Conv2d, *size) for size in sizes]
             for c in convolutions:
                 nn.init.xavier_uniform_(c.weight, generator=generator), nn.init.zeros_(c.bias)
-            self.net = nn.Sequential(*(layer for c in convolutions for layer in (c, nn.ReLU())), nn.Flatten(-3))
+            self.net = nn.Sequential(*(layer for c in convolutions for layer in (c, nn.ReLU())), nn.Flatten())
+            self.dim = self.net(torch.zeros(1, *mean.movedim(-1, 0).shape)).shape[1]
 
-    def forward(self, observation: Tensor) -> Tensor:
-        """Return features [B, dim] of observations, float32 or, for images, uint8."""
+    def forward(self, observation: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Return features [B, dim] of observations; images are cut at rows and columns `shift` [B, 2] when padded."""
         x = (observation - self.observation_mean) / self.observation_std
-        return self.net(x.movedim(-1, -3) if self.observation_mean.ndim == 3 else x)
+        x = x.movedim(-1, 1) if x.ndim == 4 else x
+        if shift is not None:  # after standardising: what never moves is zero, wherever it is moved
+            windows = F.pad(x, self.pad, mode="replicate").unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
+            x = windows[torch.arange(len(x), device=x.device), :, shift[:, 0], shift[:, 1]]
+        return self.net(x)
 
 
 class Actor(nn.Module):
-    """Tanh-normal policy pi(a | s)."""
+    """Tanh-normal policy pi(a | s), in [-1, 1]; `forward`, which is exported, returns actions in their own bounds."""
 
     LIMIT = 0.999  # actions beyond count as saturated: their density is that of the whole tail
 
-    def __init__(self, encoder: Encoder, action_dim: int, hidden_dim: int, generator: Generator):
+    def __init__(self, encoder: Encoder, action_bounds: Tensor, hidden_dim: int, generator: Generator):
         super().__init__()
+        self.register_buffer("action_bounds", action_bounds)  # [2, A]
         self.encoder = encoder
-        self.net = mlp([encoder.dim, hidden_dim, hidden_dim, 2 * action_dim], generator)
+        self.net = mlp([encoder.dim, hidden_dim, hidden_dim, 2 * action_bounds.shape[1]], generator)
 
-    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean and the standard deviation, each [B, actions], of the normal law under the tanh."""
-        mean, std = self.net(self.encoder(observation)).chunk(2, -1)
+    def distribution(self, observation: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the mean and the standard deviation, each [B, A], of the normal distribution under the tanh."""
+        mean, std = self.net(self.encoder(observation, shift)).chunk(2, -1)
         return mean, F.softplus(std) + 0.1
 
-    def mode(self, observation: Tensor) -> Tensor:
-        """Return the action [B, actions] that is played in evaluation."""
-        return torch.tanh(self(observation)[0])
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return the actions [B, A] that are played for observations [B, ...]: the mode, in their own bounds."""
+        return torch.lerp(*self.action_bounds, (torch.tanh(self.distribution(observation)[0]) + 1) / 2)
 
     def log_prob(self, mean: Tensor, std: Tensor, action: Tensor) -> Tensor:
-        """Return log pi(a | s) [B] of actions [B, actions] in [-1, 1]."""
-        edge = float(np.arctanh(self.LIMIT))
-        x = torch.atanh(action.clamp(-self.LIMIT, self.LIMIT))
-        inside = (
-            -0.5 * ((x - mean) / std) ** 2 - std.log() - 0.5 * np.log(2 * np.pi) - torch.log1p(-(torch.tanh(x) ** 2))
-        )
+        """Return log pi(a | s) [B] of actions [B, A] in [-1, 1]."""
+        edge, normal = float(np.arctanh(self.LIMIT)), Normal(mean, std, validate_args=False)
+        inside = TransformedDistribution(normal, TanhTransform(), validate_args=False)
+        inside = inside.log_prob(action.clamp(-self.LIMIT, self.LIMIT))
         upper = torch.special.log_ndtr((mean - edge) / std) - np.log(1 - self.LIMIT)
         lower = torch.special.log_ndtr((-edge - mean) / std) - np.log(1 - self.LIMIT)
         return torch.where(action >= self.LIMIT, upper, torch.where(action <= -self.LIMIT, lower, inside)).sum(-1)
@@ -152,16 +157,13 @@ class Critic(nn.Module):
         self.psi_nets = nn.ModuleList(mlp([encoder.dim, *sizes], generator) for _ in "12")
 
     def phi(self, features: Tensor, action: Tensor) -> Tensor:
-        """Represent state-action pairs, the encoder's [B, dim] and [B, actions], as [2, B, repr_dim]."""
+        """Represent state-action pairs, the encoder's [B, dim] and actions [B, A], as [2, B, repr_dim]."""
         x = torch.cat([features, self.action_scale * action], -1)
         return torch.stack([net(x) for net in self.phi_nets])
 
     def psi(self, features: Tensor) -> Tensor:
         """Represent future states or success examples, the encoder's [B, dim], as [2, B, repr_dim]."""
         return torch.stack([net(features) for net in self.psi_nets])
-
-
-# ------------------------------------------------------------------------------------------------------------ losses
 
 
 def critic_loss(phi: Tensor, psi: Tensor) -> Tensor:
@@ -176,7 +178,7 @@ def policy_value(phi: Tensor, psi_examples: Tensor, batch_size: int, objective: 
 
     `batch_size` is the one of the critic's loss: log(batch_size - 1) turns its logits into the f of Eq. 6.
     """
-    f = (phi @ psi_examples.mT).amin(0) + np.log(batch_size - 1)  # [B, num_success]; the less hopeful of the twins
+    f = (phi @ psi_examples.mT).amin(0) + np.log(batch_size - 1)  # [B, num_success]; the smaller of the twins
     if objective == "f":
         return f.mean(-1)
     if objective == "exp_f":
@@ -189,149 +191,268 @@ def policy_loss(value: Tensor, log_prob: Tensor, bc_coef: float) -> Tensor:
     return -(1 - bc_coef) * value.mean() - bc_coef * log_prob.mean()
 
 
-# ----------------------------------------------------------------------------------------------------------- batches
+class Data(NamedTuple):
+    observations: Tensor  # [episodes * (steps + 1), ...] the file, mapped into memory; on a GPU a copy if it fits there
+    batches: common.Transitions  # what is trained on
+    train: common.Transitions  # of it, as many episodes as are held out, for metrics that can be compared with these
+    heldout: common.Transitions  # what is never trained on
+    device: torch.device  # where batches go
+
+
+def load_data(args: Args, device: torch.device) -> tuple[common.Dataset, Data, Tensor, Tensor, Tensor]:
+    """Return the dataset, its transitions, the mean and deviation of its observations, and the success examples."""
+    environment = args.env_id if args.eval_episodes else None
+    dataset = common.load_dataset(args.dataset, environment, args.verify, args.allow_version_mismatch)
+    rng = np.random.default_rng(common.seed_sequence(args.seed, "split"))
+    training, heldout, examples = common.split_dataset(dataset, args.holdout_fraction, args.num_success, rng)
+    observations, image = torch.from_numpy(dataset.observations).flatten(0, 1), dataset.observations.ndim == 5
+    if args.random_shift and not image:
+        raise common.UserError(f"--random-shift is for images, and {args.dataset} has none; leave it out.")
+
+    index, t = np.nonzero(np.arange(dataset.observations.shape[1]) <= dataset.lengths[training, None])
+    rows = np.random.default_rng(0).permutation(training[index] * dataset.observations.shape[1] + t)
+    x = observations[torch.from_numpy(rows[: 2_000 if image else 100_000])].float()
+    mean, std = x.mean(0), x.std(0).clamp(min=1e-3)  # some numbers never move
+    if image:
+        std = (x - mean).square().mean().sqrt().expand(mean.shape)
+    if device.type == "cuda" and observations.nbytes < 0.75 * torch.cuda.mem_get_info()[0]:
+        observations = observations.to(device)
+    uses = [common.transitions(dataset, episodes) for episodes in (training, training[: len(heldout)], heldout)]
+    return dataset, Data(observations, *uses, device), mean, std, torch.from_numpy(examples).to(device)
 
 
 class Batch(NamedTuple):
     observation: Tensor  # [B, ...]
-    action: Tensor  # [B, actions]
+    action: Tensor  # [B, A]
     future: Tensor  # [B, ...], drawn from the discounted future of (observation, action)
-    noise: Tensor  # [B, actions], standard normal, for the policy's own action
+    noise: Tensor  # [B, A], standard normal, for the policy's own action
+    shifts: list  # of observations, futures and success examples: [B, 2], [B, 2] and [num_success, 2], or None
 
 
-def sample(transitions: common.Transitions, args: Args, generator: Generator) -> Batch:
-    """Draw transitions uniformly, and for each a state k >= 1 steps later with P(k) proportional to discount^k."""
-    size, discount, device = args.batch_size, args.discount, transitions.start.device
-    i = torch.randint(len(transitions.start), (size,), generator=generator, device=device)
-    u = torch.rand(size, generator=generator, device=device, dtype=torch.float64)
-    noise = torch.randn(size, transitions.actions.shape[1], generator=generator, device=device)
-    start, remaining = transitions.start[i], transitions.remaining[i]
-    k = 1 + (torch.log1p(-u * (1 - discount**remaining)) / np.log(discount)).long()  # inverse distribution function
-    k = torch.minimum(k, remaining)  # rounding must not cross the episode's end
-    observation, future = (transitions.gather(rows, args.random_shift, generator) for rows in (start, start + k))
-    return Batch(observation, transitions.actions[i], future, noise)
+def sample(data: Data, args: Args, step: int, use: str = "batches") -> Batch:
+    """Draw transitions uniformly, and for each a state k >= 1 steps later with P(k) proportional to discount^k.
+
+    The batch depends on the data, the seed and the step alone.
+    """
+    rng = np.random.default_rng(common.seed_sequence(args.seed, "batches" if use == "batches" else "metrics", step))
+    i, u = rng.integers(len(getattr(data, use).row), size=args.batch_size), rng.random(args.batch_size)
+    row, remaining, _, action = (x[i] for x in getattr(data, use))
+    k = 1 + (np.log1p(-u * (1 - args.discount**remaining)) / np.log(args.discount)).astype(int)  # the inverse CDF
+    k = np.minimum(k, remaining)  # rounding must not cross the episode's end
+    noise, sizes = rng.standard_normal(action.shape, np.float32), [args.batch_size, args.batch_size, args.num_success]
+    shifts = [rng.integers(2 * args.random_shift + 1, size=(n, 2)) if args.random_shift else None for n in sizes]
+    rows = [torch.from_numpy(x).to(data.observations.device) for x in (row, row + k)]
+    observation, future = (data.observations.index_select(0, x).to(data.device) for x in rows)
+    action, noise, *shifts = (x if x is None else torch.from_numpy(x).to(data.device) for x in (action, noise, *shifts))
+    return Batch(observation, action, future, noise, shifts)
 
 
-# ---------------------------------------------------------------------------------------------------------- training
-
-
-def update(
-    batch: Batch, examples: Tensor, actor: Actor, critic: Critic, optimizer: torch.optim.Optimizer, args: Args
-) -> None:
+def update(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, optimizer: Adam, args: Args) -> None:
     """Take one gradient step of both networks, from the same batch and the same parameters."""
     optimizer.zero_grad()
-    features = critic.encoder(batch.observation)
-    loss = critic_loss(critic.phi(features, batch.action), critic.psi(critic.encoder(batch.future)))
+    shift, future_shift, examples_shift = batch.shifts
+    features = critic.encoder(batch.observation, shift)
+    loss = critic_loss(critic.phi(features, batch.action), critic.psi(critic.encoder(batch.future, future_shift)))
     loss.backward(inputs=list(critic.parameters()))
 
-    mean, std = actor(batch.observation)
+    mean, std = actor.distribution(batch.observation, shift)
     action = torch.tanh(mean + std * batch.noise)
     with torch.no_grad():
-        psi_examples = critic.psi(critic.encoder(examples))
+        psi_examples = critic.psi(critic.encoder(examples, examples_shift))
     value = policy_value(critic.phi(features.detach(), action), psi_examples, len(action), args.policy_objective)
     loss = policy_loss(value, actor.log_prob(mean, std, batch.action), args.bc_coef)
-    loss.backward(inputs=list(actor.parameters()))  # the value's gradient passes through the critic without a trace
+    loss.backward(inputs=list(actor.parameters()))  # the value's gradient passes through the critic and changes nothing
     optimizer.step()
 
 
 @torch.no_grad()
 def measure(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, args: Args) -> dict[str, float]:
-    """Metrics of one batch; README.md explains each."""
+    """Return metrics of one batch, without the random shift; docs/laeo.md explains each."""
     features, psi_examples = critic.encoder(batch.observation), critic.psi(critic.encoder(examples))
     phi, psi = critic.phi(features, batch.action), critic.psi(critic.encoder(batch.future))
-    logits = phi @ psi.mT
-    positives, size = logits.diagonal(dim1=1, dim2=2), len(batch.action)
-    rows = torch.arange(size, device=logits.device)
-    mean, std = actor(batch.observation)
-    bc_loss = -actor.log_prob(mean, std, batch.action).mean()
-    value_data = policy_value(phi, psi_examples, args.batch_size, args.policy_objective).mean()
-    phi_policy = critic.phi(features, torch.tanh(mean))
-    value_policy = policy_value(phi_policy, psi_examples, args.batch_size, args.policy_objective).mean()
+    logits, size, settings = phi @ psi.mT, len(batch.action), (psi_examples, args.batch_size, args.policy_objective)
+    positives = logits.diagonal(dim1=1, dim2=2)
+    mean, std = actor.distribution(batch.observation)
     metrics = {
         "critic_loss": critic_loss(phi, psi),
-        "categorical_accuracy": (logits.argmax(-1) == rows).float().mean(),
+        "categorical_accuracy": (logits.argmax(-1) == torch.arange(size, device=logits.device)).float().mean(),
         "logits_positive": positives.mean(),
         "logits_negative": (logits.sum() - positives.sum()) / (2 * size * (size - 1)),
-        "bc_loss": bc_loss,
-        "value_data": value_data,
-        "value_policy": value_policy,
+        "bc_loss": -actor.log_prob(mean, std, batch.action).mean(),
+        "value_data": policy_value(phi, *settings).mean(),
+        "value_policy": policy_value(critic.phi(features, torch.tanh(mean)), *settings).mean(),
         "policy_std": std.mean(),
     }
     return {name: value.item() for name, value in metrics.items()}
 
 
 @torch.inference_mode()
-def evaluate(actor: Actor, env_id: str, episodes: int, seed: int, device: torch.device) -> dict[str, list]:
-    """Play episodes with the policy's mode in an environment of their own; return one entry per episode.
+def evaluate(policy: nn.Module, env_id: str, episodes: int, seed: int, device: torch.device) -> dict[str, Any]:
+    """Play episodes in an environment of their own; return means, 95 % intervals, and `episodes`, one entry of each.
 
-    `success`: solved after any action; `final_success`: after the last one; `initial_success`: before the first one;
-    `discounted_return`: the sum of 0.99^t over the actions t = 0, 1, ... after which the task is solved.
+    `return`: the sum of rewards. If the environment's `info` says whether the task is solved: `success`, after any
+    action; `final_success`, after the last; `initial_success`, before the first; `discounted_return`, the sum of 0.99^t
+    over the actions t = 0, 1, ... after which it is solved. `episode`: a number, the same for equal episodes.
     """
-    results: dict[str, list] = {"seed": [common.episode_seed("evaluation", seed, i) for i in range(episodes)]}
-    solved, env = [], common.make_env(env_id)
-    for episode_seed in results["seed"]:
-        observation, info = env.reset(seed=episode_seed)
-        solved.append([info["success"]])
-        truncated = False
-        while not truncated:
-            action = actor.mode(torch.from_numpy(observation).to(device)).cpu().numpy()
-            observation, _, _, truncated, info = env.step(action)
-            solved[-1].append(info["success"])
+    env, known, solved, lists = common.make_env(env_id), {}, [], {"seed": [], "episode": [], "return": []}
+    for i in range(episodes):
+        lists["seed"].append(common.episode_seed(seed, "evaluation", i))
+        observation, info = env.reset(seed=lists["seed"][-1])
+        first, infos, total, done = np.array(observation), [info], 0.0, False
+        while not done:
+            x = torch.from_numpy(np.asarray(observation, np.float32)[None]).to(device)
+            observation, reward, terminated, truncated, info = env.step(policy(x)[0].cpu().numpy())
+            infos.append(info)
+            total, done = total + float(reward), terminated or truncated
+        key = first.tobytes(), np.asarray(observation).tobytes(), len(infos)
+        lists["episode"].append(known.setdefault(key, len(known)))
+        lists["return"].append(total)
+        solved.append([info.get("success", info.get("is_success")) for info in infos])
     env.close()
-    results |= {"success": [any(s[1:]) for s in solved], "final_success": [s[-1] for s in solved]}
-    results |= {"initial_success": [s[0] for s in solved]}
-    results |= {"discounted_return": [float(np.dot(s[1:], 0.99 ** np.arange(len(s) - 1))) for s in solved]}
-    return results
+    if any(flag is not None for flags in solved for flag in flags):
+        solved = [[bool(flag) for flag in flags] for flags in solved]
+        lists |= {"success": [any(s[1:]) for s in solved], "final_success": [s[-1] for s in solved]}
+        lists |= {"initial_success": [s[0] for s in solved]}
+        lists |= {"discounted_return": [float(np.dot(s[1:], 0.99 ** np.arange(len(s) - 1))) for s in solved]}
+    return common.summarise(lists) | {"episodes": lists}
 
 
-def train(args: Args) -> dict:
-    """Train, evaluate, and return what is written to result.json. Raises common.UserError for a mistake in `args`."""
-    run = common.Run(Path(__file__).stem, args)
-    args, device = run.args, run.device
-    common.check_range(1, np.inf, args, "num_success", "repr_dim")
-    common.check_range(1e-6, 1 - 1e-6, args, "discount")
+def load_checkpoint(args: Args) -> tuple[dict[str, Any], Args]:
+    """Return the checkpoint of the run to go on with, and its flags. Raises common.UserError if that cannot be done."""
+    path, given = args.resume / "checkpoint.pt", {f.name for f in fields(Args) if getattr(args, f.name) != f.default}
+    if __name__ == "__main__":  # a flag that was given counts even if its value is the default
+        given |= {flag[2:].split("=")[0].replace("-", "_") for flag in sys.argv if flag.startswith("--")}
+    if given := given - {"resume", "dataset"}:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
+        raise common.UserError(f"--resume keeps its run's flags: the learning rate falls over its steps; drop {names}.")
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        flags = {**checkpoint["args"], "run_dir": args.resume}
+        if checkpoint["method"] != METHOD or not 0 < checkpoint["step"] <= flags["gradient_steps"]:
+            raise ValueError(f"it is a run of {checkpoint['method']}.py at step {checkpoint['step']}")
+        float(checkpoint["log_size"]), [float(checkpoint["seconds"][x]) for x in ("data", "training", "evaluation")]
+        return checkpoint, Args(**{**flags, "dataset": args.dataset or Path(flags["dataset"])})
+    except Exception as error:  # torch.load raises half a dozen types for a damaged file
+        reason = f"{args.resume} cannot be resumed ({common.first_line(error)})"
+        raise common.UserError(f"{reason}; if it was stopped before its first checkpoint, start anew.") from None
+
+
+def train(args: Args) -> dict[str, Any]:
+    """Train, evaluate, write policy.pt2 and result.json, return the latter. Raises common.UserError for a mistake."""
+    started, (checkpoint, args) = time.perf_counter(), load_checkpoint(args) if args.resume else ({}, replace(args))
+    for field in fields(Args):
+        (least, most), value = getattr(field.type, "__metadata__", (-np.inf, np.inf)), getattr(args, field.name)
+        flag, choices = f"--{field.name.replace('_', '-')}", getattr(field.type, "__args__", (value,))
+        if isinstance(value, (int, float)) and not least <= value <= most:
+            raise common.UserError(f"{flag} is {value}; it must be from {least} to {most}.")
+        if isinstance(value, str) and value not in choices:
+            raise common.UserError(f"{flag} is {value}; it must be one of {', '.join(map(str, choices))}.")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise common.UserError("--device is cuda, and PyTorch finds no GPU here; leave it out to train on the CPU.")
+    device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(args.num_threads)
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")  # high: TF32, as convolutions
+    args.dataset = common.find_dataset(args.env_id, args.quality, args.dataset)
+    dataset, data, mean, std, examples = load_data(args, device)
     if args.bc_coef is None:
-        args.bc_coef = 0.5 if common.find_task(args.env_id).state_task else 0.2
-    common.check_range(0, 1, args, "bc_coef")
-    data, training_episodes, heldout_episodes = run.load_data(args.num_success)
-    transitions = common.Transitions(data, training_episodes, device)
-    heldout = common.Transitions(data, heldout_episodes, device)
-    examples = torch.from_numpy(data.success_examples).to(device)
-    mean, std = transitions.statistics()
+        args.bc_coef = 0.5 if mean.ndim == 3 else 0.2
 
-    seeds = run.seeds(3)
-    weights_generator = Generator().manual_seed(seeds[0])  # on the CPU: the same weights on every device
-    generator = Generator(device).manual_seed(seeds[1])
-    log_generator = Generator(device).manual_seed(seeds[2])  # of its own: logging must not change the training
-    sizes = transitions.actions.shape[1], args.hidden_dim
-    encoders = [Encoder(mean, std, args.channels, weights_generator) for _ in range(2)]
-    actor = Actor(encoders[0], *sizes, weights_generator).to(device)
-    critic = Critic(encoders[1], *sizes, args.repr_dim, weights_generator).to(device)
-    optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], args.learning_rate, eps=1e-7, fused=True)
-    parts = {"actor": actor, "critic": critic, "optimizer": optimizer}
-    batches = common.Batches(lambda: sample(transitions, args, generator), generator, transitions.states)
-    run.start({**parts, "batches": batches, "log_generator": log_generator})
+    generator = Generator().manual_seed(int(common.seed_sequence(args.seed, "weights").generate_state(1)[0]))
+    bounds, encoders = torch.from_numpy(dataset.action_bounds), [Encoder(mean, std, args, generator) for _ in "ac"]
+    actor = Actor(encoders[0], bounds, args.hidden_dim, generator).to(device)
+    critic = Critic(encoders[1], bounds.shape[1], args.hidden_dim, args.repr_dim, generator).to(device)
+    optimizer = Adam([*actor.parameters(), *critic.parameters()], args.learning_rate, eps=1e-7, fused=True)
+    parts, first_step = {"actor": actor, "critic": critic, "optimizer": optimizer}, checkpoint.get("step", 0)
+    try:
+        for name, part in parts.items() if checkpoint else ():
+            part.load_state_dict(checkpoint[name])
+        if checkpoint and checkpoint["dataset"] != dataset.checksum:
+            raise ValueError("its dataset was another one")
+        fit = [m["exp_avg"].shape == p.shape == m["exp_avg_sq"].shape for p, m in optimizer.state.items()]
+        if not all(fit) or (first_step > 1 and len(fit) != sum(len(g["params"]) for g in optimizer.param_groups)):
+            raise ValueError("its optimiser's moments do not fit its parameters")  # load_state_dict does not check
+    except Exception as error:  # of half a dozen types
+        raise common.UserError(f"{args.run_dir} cannot be resumed ({common.first_line(error)}); start anew.") from None
 
-    def evaluate_now(step: int) -> dict[str, list]:
-        run.clock("evaluation")
-        return run.log_evaluation(step, evaluate(actor, args.env_id, args.eval_episodes, args.seed, device))
+    name = f"{args.env_id.replace('/', '-').replace(':', '-')}__{METHOD}__{args.seed}__{time.time_ns()}"
+    args.run_dir = args.run_dir or Path("runs") / name
+    path = args.run_dir / "metrics.jsonl"
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    with common.explain_os_errors(args.run_dir):
+        args.run_dir.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not checkpoint:
+            raise common.UserError(f"{args.run_dir} holds a run; choose another --run-dir, or --resume that one.")
+        with open(path, "ab") as file:  # what came after the checkpoint is written again
+            file.truncate(min(checkpoint.get("log_size", 0), file.tell()))
+        writer = SummaryWriter(args.run_dir, purge_step=first_step + 1)
+    seconds = checkpoint.get("seconds", {"data": 0.0, "training": 0.0, "evaluation": 0.0})
+    progress = tqdm(desc=f"{METHOD} on {args.env_id}", initial=first_step, total=args.gradient_steps, mininterval=1)
 
-    run.clock("training")
-    with common.catch_interrupt() as interrupted, run.progress:
-        for step in range(run.first_step, args.gradient_steps):
-            if args.eval_interval and step % args.eval_interval == 0:
+    def spend(kind: str) -> None:
+        nonlocal started
+        seconds[kind], started = seconds[kind] + time.perf_counter() - started, time.perf_counter()
+
+    def log(step: int, prefix: str, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            if not np.isfinite(value):
+                raise common.UserError(f"{prefix}/{name} is {value} at step {step}; try a smaller --learning-rate.")
+        with common.explain_os_errors(path), open(path, "a") as file:
+            file.write(json.dumps({"step": step} | {f"{prefix}/{name}": x for name, x in metrics.items()}) + "\n")
+            for name, value in metrics.items():
+                writer.add_scalar(f"{prefix}/{name}", value, step)
+
+    def evaluate_now(step: int) -> dict[str, Any]:
+        spend("training")
+        results = evaluate(actor, args.env_id, args.eval_episodes, args.seed, device)
+        log(step, "eval", {name: x for name, x in sorted(results.items()) if isinstance(x, float)})
+        spend("evaluation")
+        return results
+
+    def save(step: int) -> None:
+        spend("training")
+        writer.flush()  # a resumed run writes only what follows
+        content = {name: part.state_dict() for name, part in parts.items()} | {"step": step, "method": METHOD}
+        content |= {"args": plain, "dataset": dataset.checksum, "seconds": seconds, "log_size": path.stat().st_size}
+        moments = [moment for state in optimizer.state.values() for moment in state.values()]
+        if not all(torch.isfinite(x).all() for x in [*actor.parameters(), *critic.parameters(), *moments]):
+            raise common.UserError(f"the networks are not finite at step {step}; try a smaller --learning-rate.")
+        with common.write_file(args.run_dir / "checkpoint.pt") as file:
+            torch.save(content, file)
+
+    spend("data")
+    saved = time.monotonic()
+    with common.explain_os_errors(args.run_dir), writer, progress, ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(sample, data, args, first_step)  # the next batch is drawn while this one is trained on
+        for step in range(first_step, args.gradient_steps):
+            if args.eval_episodes and args.eval_interval and step % args.eval_interval == 0:
                 evaluate_now(step)
-            for group in optimizer.param_groups:  # a policy that still moves much is good or bad by the hour
-                group["lr"] = args.learning_rate * (1 - step / args.gradient_steps)
-            update(next(batches), examples, actor, critic, optimizer, args)
-            if (step + 1) % args.log_interval == 0:
-                for name, source in (("train", transitions), ("heldout", heldout)):
-                    batch = sample(source, args, log_generator)
-                    run.log(step + 1, name, measure(batch, examples, actor, critic, args))
-            run.end_step(step + 1, interrupted)
-        return run.finish(evaluate_now(args.gradient_steps), actor.mode)
+            batch, ahead = ahead.result(), thread.submit(sample, data, args, step + 1)
+            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - step / args.gradient_steps)
+            update(batch, examples, actor, critic, optimizer, args)
+            progress.update()
+            for name in ("train", "heldout") if (step + 1) % args.log_interval == 0 else ():
+                batch = sample(data, args, step + 1, name)
+                log(step + 1, name, measure(batch, examples, actor, critic, args))
+            if step + 1 == args.gradient_steps or time.monotonic() - saved > 60 * args.checkpoint_minutes:
+                save(step + 1)
+                saved = time.monotonic()
+        result = evaluate_now(args.gradient_steps) if args.eval_episodes else {}
+
+    inputs, batch = (torch.from_numpy(np.zeros_like(dataset.observations[:2, 0])),), torch.export.Dim("batch")
+    program = torch.export.export(actor.cpu().requires_grad_(False), inputs, dynamic_shapes=({0: batch},))
+    with common.write_file(args.run_dir / "policy.pt2") as file:
+        torch.export.save(program, file)
+    result |= {"method": METHOD, "args": plain, "dataset": dataset.checksum, "seconds": seconds}
+    result |= {"versions": common.versions("torch", "numpy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")}
+    if device.type == "cuda":
+        result |= {"gpu": torch.cuda.get_device_name(), "peak_gpu_bytes": torch.cuda.max_memory_allocated()}
+    with common.write_file(args.run_dir / "result.json") as file:
+        file.write(json.dumps(result, indent=2).encode())
+    means = ", ".join(f"{name} {x:.3f}" for name, x in sorted(result.items()) if isinstance(x, float))
+    print(f"{args.run_dir}: {means}{'' if 'success_rate' in result else ' (success was not measured)'}")
+    return result
 
 
 if __name__ == "__main__":
-    with common.exit_quietly():
+    with common.user_errors():
         train(tyro.cli(Args))

@@ -10,26 +10,24 @@ Fujimoto and Gu 2021, "A Minimalist Approach to Offline Reinforcement Learning".
     python purl.py --env-id FetchReach --gradient-steps 10000
     python purl.py --env-id FetchPush --num-success 10
 
-Differences from the baseline of the LAEO paper (Hatch et al. 2023) and from its released code, each with its reason:
- 1. The reward's loss has a floor; the code's falls without bound as the examples' logits grow (tests/test_oril.py).
- 2. The critic learns from the learned reward, as the paper says. The code computes it and then takes the true one.
- 3. The reward is that of the state in which a transition arrives, and the unlabelled states are such; in the code they
-    are those from which it starts: an action is credited one step late, an episode's last state never.
- 4. The classifier sees all success examples at every step; the code draws a batch of them with replacement.
- 5. Target noise is drawn for each transition and dimension, alike for the twins, as in TD3; in the code for each twin.
- 6. Both target networks follow in the policy's delayed steps, as in TD3; in the code the critics' follow at every step.
- 7. Standardised observations, widths, batches, steps, and a learning rate that falls to zero are laeo.py's, for
-    comparison; so are the encoder of images, the scale of actions beside it, initial weights and Adam's eps of 1e-7.
- 8. Hidden layers end in ReLU, in the critic after a layer normalisation: one kind of layer is the simplest. The code
-    normalises and takes a tanh after the first one, ELU after the others, in the actor too; each twin encodes images.
- 9. alpha is 1 and eta 0.3, from a search (README.md); TD3+BC's own alpha is 2.5, the code has 0.5 and 0.5.
-Episodes end by the step limit alone, not because something happened: targets bootstrap through their ends.
+Differences from the LAEO paper's baseline (Hatch et al. 2023) and its released code (docs/purl.md has the reasons):
+ 1. The risk on negatives is never below zero; the code's loss falls without bound as the examples' logits grow.
+ 2. The critic learns from the learned reward, as in the paper; the code computes it and then takes the true one.
+ 3. Reward and unlabelled states are those in which transitions arrive; in the code, those from which they start.
+ 4. The classifier sees all success examples at every step; target noise is drawn for each number, alike for the twins.
+ 5. Both target networks follow in the policy's delayed steps, as in TD3; in the code the critics' follow at every step.
+ 6. Standardisation, encoders, widths, batches, steps and rates are laeo.py's; the critic has layer normalisation.
+ 7. alpha is 1 and eta 0.3, from a search; TD3+BC has an alpha of 2.5, the code 0.5 and 0.5.
 """
 
+import json
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -37,39 +35,46 @@ import torch.nn.functional as F
 import tyro
 from torch import Generator, Tensor, nn
 from torch.optim import Adam
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 import common
 
+METHOD = Path(__file__).stem
+Whole, Count, Share = Annotated[int, 0, 2**32 - 1], Annotated[int, 1, 2**32 - 1], Annotated[float, 0, 1]  # bounds
+
 
 @dataclass
-class Args(common.RunArgs):
-    num_success: int = 200
-    """how many success examples the method sees"""
-    gradient_steps: int = 20_000
-    """training steps of reward and critic; the policy takes one in two"""
-    batch_size: int = 256
-    """transitions in a batch"""
-    learning_rate: float = 1e-3
-    """Adam's step size for critic and policy at the start; it falls linearly to zero"""
-    reward_learning_rate: float = 1e-4
-    """the same for the reward network"""
-    eta: float = 0.3
-    """prior: the share of the data's states that is taken to be successes"""
-    discount: float = 0.99
-    """how much a reward one step later counts"""
-    hidden_dim: int = 256
-    """width of the two hidden layers in every network"""
-    alpha: float = 1.0
-    """weight of the normalised Q-value against behavioural cloning in the policy's loss"""
-    tau: float = 0.005
-    """share of the way that target networks go at each of the policy's steps"""
-    policy_noise: float = 0.2
-    """standard deviation of the noise on the target policy's actions, which is clipped at noise_clip"""
-    noise_clip: float = 0.5
-    """largest noise on the target policy's actions"""
-
-
-# ---------------------------------------------------------------------------------------------------------- networks
+class Args:
+    env_id: str = "FetchReach"  # one of the tasks in the README, or any Gymnasium id, also MODULE:ID
+    quality: Literal["medium", "hard"] = "medium"  # of a task's standard dataset: 45 to 50 or 8 to 12 % succeed
+    dataset: Path | None = None  # a dataset directory to use instead of datasets/ENV_ID-QUALITY
+    verify: bool = False  # check the dataset's checksums, which reads all of it
+    allow_version_mismatch: bool = False  # use a dataset although another version of the simulator made it
+    num_success: Count = 200  # how many success examples the method sees
+    gradient_steps: Count = 20_000  # training steps of reward and critic; the policy takes one in two
+    batch_size: Annotated[int, 2, 2**32 - 1] = 256  # transitions in a batch
+    learning_rate: Share = 1e-3  # Adam's step size for critic and policy at the start; it falls linearly to zero
+    reward_learning_rate: Share = 1e-4  # the same for the reward network
+    discount: Annotated[float, 1e-6, 1 - 1e-6] = 0.99  # how much a reward one step later counts
+    hidden_dim: Count = 256  # width of the two hidden layers in every network
+    eta: Share = 0.3  # prior: the share of the data's states that is taken to be successes
+    alpha: Annotated[float, 0, 1e6] = 1.0  # weight of the normalised Q-value against cloning in the policy's loss
+    tau: Share = 0.005  # share of the way that target networks go at each of the policy's steps
+    policy_noise: Annotated[float, 0, 1e6] = 0.2  # standard deviation of the noise on the target policy's actions
+    noise_clip: Annotated[float, 0, 1e6] = 0.5  # the largest noise on the target policy's actions
+    channels: Count = 16  # for images: of the first convolution; the second and the third have twice as many
+    random_shift: Annotated[int, 0, 32] = 0  # for images: move those of a batch by up to so many pixels (augmentation)
+    seed: Whole = 0  # of networks, batches, held-out episodes, success examples and evaluation starts
+    num_threads: Count = 1  # of PyTorch on a CPU; more are faster alone, and far slower beside other busy processes
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # where to train; auto: on the GPU if there is one
+    holdout_fraction: Annotated[float, 0, 0.9] = 0.05  # share of the episodes that is never trained on, at least one
+    log_interval: Count = 500  # gradient steps between two lines of metrics
+    eval_interval: Whole = 10_000  # gradient steps between two evaluations; 0: only at the end
+    eval_episodes: Whole = 100  # of each evaluation, with the same starts; 0: use no environment
+    checkpoint_minutes: Annotated[float, 0, 1e6] = 5.0  # of training between two checkpoints; the last step has one too
+    run_dir: Path | None = None  # where results go; runs/ENV_ID__METHOD__SEED__TIME if not given
+    resume: Path | None = None  # a run directory to go on with, as if it had never stopped; it has the other flags
 
 
 def mlp(sizes: list[int], generator: Generator, layer_norm: bool = False) -> nn.Sequential:
@@ -85,38 +90,47 @@ def mlp(sizes: list[int], generator: Generator, layer_norm: bool = False) -> nn.
 
 
 class Encoder(nn.Module):
-    """Standardises observations [B, D]; of images [B, 64, 64, 3] a convolutional network then makes features."""
+    """Standardises observations [B, D]; of images [B, H, W, C] a convolutional network then makes features."""
 
-    def __init__(self, mean: Tensor, std: Tensor, channels: int, generator: Generator):
+    def __init__(self, mean: Tensor, std: Tensor, args: Args, generator: Generator):
         super().__init__()
         self.register_buffer("observation_mean", mean.clone())
         self.register_buffer("observation_std", std.clone())
-        self.net, self.dim = nn.Identity(), mean.numel()  # dim: how many features
+        self.net, self.dim, self.pad = nn.Identity(), mean.numel(), [args.random_shift] * 4  # dim: how many features
         if mean.ndim == 3:
-            a, b, self.dim = channels, 2 * channels, 2 * channels * (mean.shape[0] // 8) * (mean.shape[1] // 8)
-            sizes = (3, a, 8, 4, 2), (a, b, 4, 2, 1), (b, b, 3, 1, 1)  # channels, kernel, stride, padding
+            a, b = args.channels, 2 * args.channels
+            sizes = (mean.shape[2], a, 8, 4, 2), (a, b, 4, 2, 1), (b, b, 3, 1, 1)  # channels, kernel, stride, padding
             convolutions = [nn.utils.skip_init(nn.Conv2d, *size) for size in sizes]
             for c in convolutions:
                 nn.init.xavier_uniform_(c.weight, generator=generator), nn.init.zeros_(c.bias)
-            self.net = nn.Sequential(*(layer for c in convolutions for layer in (c, nn.ReLU())), nn.Flatten(-3))
+            self.net = nn.Sequential(*(layer for c in convolutions for layer in (c, nn.ReLU())), nn.Flatten())
+            self.dim = self.net(torch.zeros(1, *mean.movedim(-1, 0).shape)).shape[1]
 
-    def forward(self, observation: Tensor) -> Tensor:
-        """Return features [B, dim] of observations, float32 or, for images, uint8."""
+    def forward(self, observation: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Return features [B, dim] of observations; images are cut at rows and columns `shift` [B, 2] when padded."""
         x = (observation - self.observation_mean) / self.observation_std
-        return self.net(x.movedim(-1, -3) if self.observation_mean.ndim == 3 else x)
+        x = x.movedim(-1, 1) if x.ndim == 4 else x
+        if shift is not None:  # after standardising: what never moves is zero, wherever it is moved
+            windows = F.pad(x, self.pad, mode="replicate").unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
+            x = windows[torch.arange(len(x), device=x.device), :, shift[:, 0], shift[:, 1]]
+        return self.net(x)
 
 
 class Actor(nn.Module):
-    """Deterministic policy."""
+    """Deterministic policy of actions in [-1, 1]; `forward`, which is exported, returns them in their bounds."""
 
-    def __init__(self, encoder: Encoder, action_dim: int, hidden_dim: int, generator: Generator):
+    def __init__(self, encoder: Encoder, action_bounds: Tensor, hidden_dim: int, generator: Generator):
         super().__init__()
-        self.encoder = encoder
-        self.net = mlp([encoder.dim, hidden_dim, hidden_dim, action_dim], generator)
+        self.register_buffer("action_bounds", action_bounds)  # [2, A]
+        self.encoder, self.net = encoder, mlp([encoder.dim, hidden_dim, hidden_dim, action_bounds.shape[1]], generator)
 
-    def mode(self, observation: Tensor) -> Tensor:
-        """Return the action [B, actions] that is played in evaluation."""
-        return torch.tanh(self.net(self.encoder(observation)))
+    def mode(self, observation: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Return the actions [B, A], in [-1, 1], for observations [B, ...]."""
+        return torch.tanh(self.net(self.encoder(observation, shift)))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return the actions [B, A] that are played for observations [B, ...], in the environment's bounds."""
+        return torch.lerp(*self.action_bounds, (self.mode(observation) + 1) / 2)
 
 
 class Critic(nn.Module):
@@ -129,7 +143,7 @@ class Critic(nn.Module):
         self.nets = nn.ModuleList(mlp(sizes, generator, layer_norm=True) for _ in "12")
 
     def forward(self, features: Tensor, action: Tensor) -> Tensor:
-        """Return Q_k(s, a), k = 1, 2, as [2, B], from the encoder's [B, dim] and actions [B, actions]."""
+        """Return Q_k(s, a), k = 1, 2, as [2, B], from the encoder's [B, dim] and actions [B, A]."""
         x = torch.cat([features, self.action_scale * action], -1)
         return torch.stack([net(x).squeeze(-1) for net in self.nets])
 
@@ -139,15 +153,23 @@ class Reward(nn.Module):
 
     def __init__(self, encoder: Encoder, hidden_dim: int, generator: Generator):
         super().__init__()
-        self.encoder = encoder
-        self.net = mlp([encoder.dim, hidden_dim, hidden_dim, 1], generator)
+        self.encoder, self.net = encoder, mlp([encoder.dim, hidden_dim, hidden_dim, 1], generator)
 
-    def forward(self, observation: Tensor) -> Tensor:
-        """Return the logits [B] of observations [B, D]."""
-        return self.net(self.encoder(observation)).squeeze(-1)
+    def forward(self, observation: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Return the logits [B] of observations [B, ...]."""
+        return self.net(self.encoder(observation, shift)).squeeze(-1)
 
 
-# ------------------------------------------------------------------------------------------------------------ losses
+class Networks(nn.Module):
+    """Everything that is learned, and the target networks that follow it."""
+
+    def __init__(self, encoders: list[Encoder], action_bounds: Tensor, hidden_dim: int, generator: Generator):
+        super().__init__()
+        self.actor = Actor(encoders[0], action_bounds, hidden_dim, generator)
+        self.critic = Critic(encoders[1], action_bounds.shape[1], hidden_dim, generator)
+        self.reward = Reward(encoders[2], hidden_dim, generator)
+        self.target_actor = deepcopy(self.actor).requires_grad_(False)
+        self.target_critic = deepcopy(self.critic).requires_grad_(False)
 
 
 def reward_loss(examples: Tensor, data: Tensor, eta: float) -> Tensor:
@@ -157,9 +179,9 @@ def reward_loss(examples: Tensor, data: Tensor, eta: float) -> Tensor:
     return positive + negative.clamp(min=0)  # a mean loss is never negative: noise, or eta too large
 
 
-def critic_target(reward: Tensor, next_q: Tensor, discount: float) -> Tensor:
-    """TD3's target [B] from rewards [B] and the target critics' Q [2, B] of what follows, at episode ends as well."""
-    return reward + discount * next_q.amin(0)
+def critic_target(reward: Tensor, terminal: Tensor, next_q: Tensor, discount: float) -> Tensor:
+    """TD3's target [B] from rewards [B], true ends [B] (0 or 1), and the target critics' Q [2, B] of what follows."""
+    return reward + discount * (1 - terminal) * next_q.amin(0)
 
 
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:
@@ -168,91 +190,106 @@ def critic_loss(q: Tensor, target: Tensor) -> Tensor:
 
 
 def policy_loss(q: Tensor, action: Tensor, data_action: Tensor, alpha: float) -> Tensor:
-    """TD3+BC's Eq. 3, from Q_1 [B] of the policy's actions [B, actions] and the data's actions [B, actions]."""
+    """TD3+BC's Eq. 3, from Q_1 [B] of the policy's actions [B, A] and the data's actions [B, A]."""
     return -alpha * q.mean() / q.abs().mean().detach() + F.mse_loss(action, data_action)
 
 
-# ----------------------------------------------------------------------------------------------------------- batches
+class Data(NamedTuple):
+    observations: Tensor  # [episodes * (steps + 1), ...] the file, mapped into memory; on a GPU a copy if it fits there
+    batches: common.Transitions  # what is trained on
+    train: common.Transitions  # of it, as many episodes as are held out, for metrics that can be compared with these
+    heldout: common.Transitions  # what is never trained on
+    device: torch.device  # where batches go
+
+
+def load_data(args: Args, device: torch.device) -> tuple:
+    """Return the dataset, its transitions, the mean and deviation of its observations, examples, states by label."""
+    environment = args.env_id if args.eval_episodes else None
+    dataset = common.load_dataset(args.dataset, environment, args.verify, args.allow_version_mismatch)
+    rng = np.random.default_rng(common.seed_sequence(args.seed, "split"))
+    training, heldout, examples = common.split_dataset(dataset, args.holdout_fraction, args.num_success, rng)
+    observations, image = torch.from_numpy(dataset.observations).flatten(0, 1), dataset.observations.ndim == 5
+    if args.random_shift and not image:
+        raise common.UserError(f"--random-shift is for images, and {args.dataset} has none; leave it out.")
+
+    index, t = np.nonzero(np.arange(dataset.observations.shape[1]) <= dataset.lengths[training, None])
+    rows = np.random.default_rng(0).permutation(training[index] * dataset.observations.shape[1] + t)
+    x = observations[torch.from_numpy(rows[: 2_000 if image else 100_000])].float()
+    mean, std = x.mean(0), x.std(0).clamp(min=1e-3)  # some numbers never move
+    if image:
+        std = (x - mean).square().mean().sqrt().expand(mean.shape)
+    if device.type == "cuda" and observations.nbytes < 0.75 * torch.cuda.mem_get_info()[0]:
+        observations = observations.to(device)
+    uses = [common.transitions(dataset, episodes) for episodes in (training, training[: len(heldout)], heldout)]
+    labelled = common.load_labelled(args.dataset, dataset, heldout).items()
+    labelled, examples = {k: torch.from_numpy(x).to(device) for k, x in labelled}, torch.from_numpy(examples).to(device)
+    return dataset, Data(observations, *uses, device), mean, std, examples, labelled
 
 
 class Batch(NamedTuple):
     observation: Tensor  # [B, ...]
-    action: Tensor  # [B, actions]
+    action: Tensor  # [B, A]
     next_observation: Tensor  # [B, ...]
-    examples: Tensor  # [num_success, ...], of success: all of them, shifted if the rest is
-    noise: Tensor  # [B, actions], standard normal, for the target policy
+    terminal: Tensor  # [B], 1 where the episode truly ends, else 0
+    noise: Tensor  # [B, A], standard normal, for the target policy
+    shifts: list  # of observations, next observations and success examples: [B, 2], [B, 2], [num_success, 2], or None
 
 
-def sample(transitions: common.Transitions, examples: Tensor, args: Args, generator: Generator) -> Batch:
-    """Draw transitions uniformly."""
-    size, device = args.batch_size, transitions.start.device
-    i = torch.randint(len(transitions.start), (size,), generator=generator, device=device)
-    noise = torch.randn(size, transitions.actions.shape[1], generator=generator, device=device)
-    start = transitions.start[i]
-    observation, following = (transitions.gather(rows, args.random_shift, generator) for rows in (start, start + 1))
-    examples = common.random_shift(examples, args.random_shift, generator)
-    return Batch(observation, transitions.actions[i], following, examples, noise)
+def sample(data: Data, args: Args, step: int, use: str = "batches") -> Batch:
+    """Draw transitions uniformly. The batch depends on the data, the seed and the step alone."""
+    rng = np.random.default_rng(common.seed_sequence(args.seed, "batches" if use == "batches" else "metrics", step))
+    i = rng.integers(len(getattr(data, use).row), size=args.batch_size)
+    row, _, terminal, action = (x[i] for x in getattr(data, use))
+    noise, sizes = rng.standard_normal(action.shape, np.float32), [args.batch_size, args.batch_size, args.num_success]
+    shifts = [rng.integers(2 * args.random_shift + 1, size=(n, 2)) if args.random_shift else None for n in sizes]
+    rows = [torch.from_numpy(x).to(data.observations.device) for x in (row, row + 1)]
+    observation, following = (data.observations.index_select(0, x).to(data.device) for x in rows)
+    arrays = action, terminal, noise, *shifts
+    action, terminal, noise, *shifts = (x if x is None else torch.from_numpy(x).to(data.device) for x in arrays)
+    return Batch(observation, action, following, terminal, noise, shifts)
 
 
-# ---------------------------------------------------------------------------------------------------------- training
+def next_q(batch: Batch, networks: Networks, shift: Tensor | None, args: Args) -> Tensor:
+    """Return the target critics' Q [2, B] of what follows, with TD3's clipped noise on the target policy's actions."""
+    noise = (args.policy_noise * batch.noise).clamp(-args.noise_clip, args.noise_clip)
+    action = (networks.target_actor.mode(batch.next_observation, shift) + noise).clamp(-1, 1)
+    return networks.target_critic(networks.target_critic.encoder(batch.next_observation, shift), action)
 
 
-class Networks(nn.Module):
-    """Everything that is learned, and the target networks that follow it."""
-
-    def __init__(self, encoders: list[Encoder], action_dim: int, hidden_dim: int, generator: Generator):
-        super().__init__()
-        self.actor = Actor(encoders[0], action_dim, hidden_dim, generator)
-        self.critic = Critic(encoders[1], action_dim, hidden_dim, generator)
-        self.reward = Reward(encoders[2], hidden_dim, generator)
-        self.target_actor = deepcopy(self.actor).requires_grad_(False)
-        self.target_critic = deepcopy(self.critic).requires_grad_(False)
-
-
-def target_action(actor: Actor, observation: Tensor, noise: Tensor, args: Args) -> Tensor:
-    """Return the target policy's actions [B, actions] with TD3's clipped noise, from standard normal noise."""
-    return (actor.mode(observation) + (args.policy_noise * noise).clamp(-args.noise_clip, args.noise_clip)).clamp(-1, 1)
-
-
-def next_q(batch: Batch, networks: Networks, args: Args) -> Tensor:
-    """Return the target critics' Q [2, B] of what follows, if the target policy acts there."""
-    action = target_action(networks.target_actor, batch.next_observation, batch.noise, args)
-    return networks.target_critic(networks.target_critic.encoder(batch.next_observation), action)
-
-
-def update(batch: Batch, networks: Networks, optimizer: Adam, args: Args, step: int) -> None:
+def update(batch: Batch, examples: Tensor, networks: Networks, optimizer: Adam, args: Args, step: int) -> None:
     """Take one gradient step of reward and critic, and after every second one a step of policy and targets."""
     optimizer.zero_grad()
-    logits = networks.reward(batch.next_observation)
-    reward_loss(networks.reward(batch.examples), logits, args.eta).backward()
+    shift, next_shift, examples_shift = batch.shifts
+    logits = networks.reward(batch.next_observation, next_shift)
+    reward_loss(networks.reward(examples, examples_shift), logits, args.eta).backward()
 
     with torch.no_grad():
-        target = critic_target(logits.sigmoid(), next_q(batch, networks, args), args.discount)
-    features = networks.critic.encoder(batch.observation)
+        following = next_q(batch, networks, next_shift, args)
+        target = critic_target(logits.sigmoid(), batch.terminal, following, args.discount)
+    features = networks.critic.encoder(batch.observation, shift)
     critic_loss(networks.critic(features, batch.action), target).backward()
 
     if step % 2 == 1:  # the optimiser leaves networks without a gradient as they are
-        action = networks.actor.mode(batch.observation)
+        action = networks.actor.mode(batch.observation, shift)
         q = networks.critic(features.detach(), action)[0]
         loss = policy_loss(q, action, batch.action, args.alpha)
         loss.backward(inputs=list(networks.actor.parameters()))
     optimizer.step()
     if step % 2 == 1:
         targets = [*networks.target_actor.parameters(), *networks.target_critic.parameters()]
-        with torch.no_grad():
-            for target, parameter in zip(targets, [*networks.actor.parameters(), *networks.critic.parameters()]):
-                target.lerp_(parameter, args.tau)
+        for target, parameter in zip(targets, [*networks.actor.parameters(), *networks.critic.parameters()]):
+            target.lerp_(parameter.detach(), args.tau)
 
 
 @torch.no_grad()
-def measure(batch: Batch, networks: Networks, args: Args) -> dict[str, float]:
-    """Metrics of one batch; README.md explains each."""
-    logits, logits_examples = networks.reward(batch.next_observation), networks.reward(batch.examples)
+def measure(batch: Batch, examples: Tensor, networks: Networks, args: Args) -> dict[str, float]:
+    """Return metrics of one batch, without the random shift; docs/purl.md explains each."""
+    logits, logits_examples = networks.reward(batch.next_observation), networks.reward(examples)
     features, action = networks.critic.encoder(batch.observation), networks.actor.mode(batch.observation)
-    q = networks.critic(features, batch.action)
+    q, following = networks.critic(features, batch.action), next_q(batch, networks, None, args)
     metrics = {
         "reward_loss": reward_loss(logits_examples, logits, args.eta),
-        "critic_loss": critic_loss(q, critic_target(logits.sigmoid(), next_q(batch, networks, args), args.discount)),
+        "critic_loss": critic_loss(q, critic_target(logits.sigmoid(), batch.terminal, following, args.discount)),
         "bc_error": F.mse_loss(action, batch.action),
         "reward_examples": logits_examples.sigmoid().mean(),
         "reward_data": logits.sigmoid().mean(),
@@ -264,87 +301,180 @@ def measure(batch: Batch, networks: Networks, args: Args) -> dict[str, float]:
 
 @torch.no_grad()
 def measure_labelled(states: dict[str, Tensor], networks: Networks) -> dict[str, float]:
-    """Metrics of held-out states by the labels `success`, `failure` and `start`, which the training never sees."""
+    """Return metrics of held-out states by the labels `success`, `failure` and `start`, which no training sees."""
     metrics = {f"reward_{label}": networks.reward(states[label]).sigmoid().mean() for label in ("success", "failure")}
-    features, action = networks.critic.encoder(states["start"]), networks.actor.mode(states["start"])
-    metrics["q_start"] = networks.critic(features, action).amin(0).mean()
+    q = networks.critic(networks.critic.encoder(states["start"]), networks.actor.mode(states["start"]))
+    metrics["q_start"] = q.amin(0).mean()
     return {name: value.item() for name, value in metrics.items() if torch.isfinite(value)}  # none of a label: no mean
 
 
 @torch.inference_mode()
-def evaluate(actor: Actor, env_id: str, episodes: int, seed: int, device: torch.device) -> dict[str, list]:
-    """Play episodes with the policy's mode in an environment of their own; return one entry per episode.
+def evaluate(policy: nn.Module, env_id: str, episodes: int, seed: int, device: torch.device) -> dict[str, Any]:
+    """Play episodes in an environment of their own; return means, 95 % intervals, and `episodes`, one entry of each.
 
-    `success`: solved after any action; `final_success`: after the last one; `initial_success`: before the first one;
-    `discounted_return`: the sum of 0.99^t over the actions t = 0, 1, ... after which the task is solved.
+    `return`: the sum of rewards. If the environment's `info` says whether the task is solved: `success`, after any
+    action; `final_success`, after the last; `initial_success`, before the first; `discounted_return`, the sum of 0.99^t
+    over the actions t = 0, 1, ... after which it is solved. `episode`: a number, the same for equal episodes.
     """
-    results: dict[str, list] = {"seed": [common.episode_seed("evaluation", seed, i) for i in range(episodes)]}
-    solved, env = [], common.make_env(env_id)
-    for episode_seed in results["seed"]:
-        observation, info = env.reset(seed=episode_seed)
-        solved.append([info["success"]])
-        truncated = False
-        while not truncated:
-            action = actor.mode(torch.from_numpy(observation).to(device)).cpu().numpy()
-            observation, _, _, truncated, info = env.step(action)
-            solved[-1].append(info["success"])
+    env, known, solved, lists = common.make_env(env_id), {}, [], {"seed": [], "episode": [], "return": []}
+    for i in range(episodes):
+        lists["seed"].append(common.episode_seed(seed, "evaluation", i))
+        observation, info = env.reset(seed=lists["seed"][-1])
+        first, infos, total, done = np.array(observation), [info], 0.0, False
+        while not done:
+            x = torch.from_numpy(np.asarray(observation, np.float32)[None]).to(device)
+            observation, reward, terminated, truncated, info = env.step(policy(x)[0].cpu().numpy())
+            infos.append(info)
+            total, done = total + float(reward), terminated or truncated
+        key = first.tobytes(), np.asarray(observation).tobytes(), len(infos)
+        lists["episode"].append(known.setdefault(key, len(known)))
+        lists["return"].append(total)
+        solved.append([info.get("success", info.get("is_success")) for info in infos])
     env.close()
-    results |= {"success": [any(s[1:]) for s in solved], "final_success": [s[-1] for s in solved]}
-    results |= {"initial_success": [s[0] for s in solved]}
-    results |= {"discounted_return": [float(np.dot(s[1:], 0.99 ** np.arange(len(s) - 1))) for s in solved]}
-    return results
+    if any(flag is not None for flags in solved for flag in flags):
+        solved = [[bool(flag) for flag in flags] for flags in solved]
+        lists |= {"success": [any(s[1:]) for s in solved], "final_success": [s[-1] for s in solved]}
+        lists |= {"initial_success": [s[0] for s in solved]}
+        lists |= {"discounted_return": [float(np.dot(s[1:], 0.99 ** np.arange(len(s) - 1))) for s in solved]}
+    return common.summarise(lists) | {"episodes": lists}
 
 
-def train(args: Args) -> dict:
-    """Train, evaluate, and return what is written to result.json. Raises common.UserError for a mistake in `args`."""
-    run = common.Run(Path(__file__).stem, args)
-    args, device = run.args, run.device
-    common.check_range(1, np.inf, args, "num_success")
-    common.check_range(1e-6, 1 - 1e-6, args, "discount")
-    common.check_range(0, 1, args, "reward_learning_rate", "tau", "eta")
-    common.check_range(0, np.inf, args, "alpha", "policy_noise", "noise_clip")
-    data, training_episodes, heldout_episodes = run.load_data(args.num_success)
-    transitions = common.Transitions(data, training_episodes, device)
-    heldout = common.Transitions(data, heldout_episodes, device)
-    labelled = {name: torch.from_numpy(x).to(device) for name, x in run.load_labelled(data, heldout_episodes).items()}
-    examples = torch.from_numpy(data.success_examples).to(device)
-    mean, std = transitions.statistics()
+def load_checkpoint(args: Args) -> tuple[dict[str, Any], Args]:
+    """Return the checkpoint of the run to go on with, and its flags. Raises common.UserError if that cannot be done."""
+    path, given = args.resume / "checkpoint.pt", {f.name for f in fields(Args) if getattr(args, f.name) != f.default}
+    if __name__ == "__main__":  # a flag that was given counts even if its value is the default
+        given |= {flag[2:].split("=")[0].replace("-", "_") for flag in sys.argv if flag.startswith("--")}
+    if given := given - {"resume", "dataset"}:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
+        raise common.UserError(f"--resume keeps its run's flags: the learning rate falls over its steps; drop {names}.")
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        flags = {**checkpoint["args"], "run_dir": args.resume}
+        if checkpoint["method"] != METHOD or not 0 < checkpoint["step"] <= flags["gradient_steps"]:
+            raise ValueError(f"it is a run of {checkpoint['method']}.py at step {checkpoint['step']}")
+        float(checkpoint["log_size"]), [float(checkpoint["seconds"][x]) for x in ("data", "training", "evaluation")]
+        return checkpoint, Args(**{**flags, "dataset": args.dataset or Path(flags["dataset"])})
+    except Exception as error:  # torch.load raises half a dozen types for a damaged file
+        reason = f"{args.resume} cannot be resumed ({common.first_line(error)})"
+        raise common.UserError(f"{reason}; if it was stopped before its first checkpoint, start anew.") from None
 
-    seeds = run.seeds(3)
-    weights_generator = Generator().manual_seed(seeds[0])  # on the CPU: the same weights on every device
-    generator = Generator(device).manual_seed(seeds[1])
-    log_generator = Generator(device).manual_seed(seeds[2])  # of its own: logging must not change the training
-    sizes = transitions.actions.shape[1], args.hidden_dim
-    encoders = [Encoder(mean, std, args.channels, weights_generator) for _ in range(3)]
-    networks = Networks(encoders, *sizes, weights_generator).to(device)
-    fast = [*networks.actor.parameters(), *networks.critic.parameters()]
-    groups = [{"params": fast}, {"params": networks.reward.parameters()}]
-    optimizer = Adam(groups, eps=1e-7, fused=True)
-    parts = {"networks": networks, "optimizer": optimizer}
-    batches = common.Batches(lambda: sample(transitions, examples, args, generator), generator, transitions.states)
-    run.start({**parts, "batches": batches, "log_generator": log_generator})
 
-    def evaluate_now(step: int) -> dict[str, list]:
-        run.clock("evaluation")
-        return run.log_evaluation(step, evaluate(networks.actor, args.env_id, args.eval_episodes, args.seed, device))
+def train(args: Args) -> dict[str, Any]:
+    """Train, evaluate, write policy.pt2 and result.json, return the latter. Raises common.UserError for a mistake."""
+    started, (checkpoint, args) = time.perf_counter(), load_checkpoint(args) if args.resume else ({}, replace(args))
+    for field in fields(Args):
+        (least, most), value = getattr(field.type, "__metadata__", (-np.inf, np.inf)), getattr(args, field.name)
+        flag, choices = f"--{field.name.replace('_', '-')}", getattr(field.type, "__args__", (value,))
+        if isinstance(value, (int, float)) and not least <= value <= most:
+            raise common.UserError(f"{flag} is {value}; it must be from {least} to {most}.")
+        if isinstance(value, str) and value not in choices:
+            raise common.UserError(f"{flag} is {value}; it must be one of {', '.join(map(str, choices))}.")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise common.UserError("--device is cuda, and PyTorch finds no GPU here; leave it out to train on the CPU.")
+    device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(args.num_threads)
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")  # high: TF32, as convolutions
+    args.dataset = common.find_dataset(args.env_id, args.quality, args.dataset)
+    dataset, data, mean, std, examples, labelled = load_data(args, device)
 
-    run.clock("training")
-    with common.catch_interrupt() as interrupted, run.progress:
-        for step in range(run.first_step, args.gradient_steps):
-            if args.eval_interval and step % args.eval_interval == 0:
+    generator = Generator().manual_seed(int(common.seed_sequence(args.seed, "weights").generate_state(1)[0]))
+    bounds, encoders = torch.from_numpy(dataset.action_bounds), [Encoder(mean, std, args, generator) for _ in "acr"]
+    networks = Networks(encoders, bounds, args.hidden_dim, generator).to(device)
+    groups = [*networks.actor.parameters(), *networks.critic.parameters()], networks.reward.parameters()
+    optimizer = Adam([{"params": group} for group in groups], args.learning_rate, eps=1e-7, fused=True)
+    parts, first_step = {"networks": networks, "optimizer": optimizer}, checkpoint.get("step", 0)
+    try:
+        for name, part in parts.items() if checkpoint else ():
+            part.load_state_dict(checkpoint[name])
+        if checkpoint and checkpoint["dataset"] != dataset.checksum:
+            raise ValueError("its dataset was another one")
+        fit = [m["exp_avg"].shape == p.shape == m["exp_avg_sq"].shape for p, m in optimizer.state.items()]
+        if not all(fit) or (first_step > 1 and len(fit) != sum(len(g["params"]) for g in optimizer.param_groups)):
+            raise ValueError("its optimiser's moments do not fit its parameters")  # load_state_dict does not check
+    except Exception as error:  # of half a dozen types
+        raise common.UserError(f"{args.run_dir} cannot be resumed ({common.first_line(error)}); start anew.") from None
+
+    name = f"{args.env_id.replace('/', '-').replace(':', '-')}__{METHOD}__{args.seed}__{time.time_ns()}"
+    args.run_dir = args.run_dir or Path("runs") / name
+    path = args.run_dir / "metrics.jsonl"
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    with common.explain_os_errors(args.run_dir):
+        args.run_dir.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not checkpoint:
+            raise common.UserError(f"{args.run_dir} holds a run; choose another --run-dir, or --resume that one.")
+        with open(path, "ab") as file:  # what came after the checkpoint is written again
+            file.truncate(min(checkpoint.get("log_size", 0), file.tell()))
+        writer = SummaryWriter(args.run_dir, purge_step=first_step + 1)
+    seconds = checkpoint.get("seconds", {"data": 0.0, "training": 0.0, "evaluation": 0.0})
+    progress = tqdm(desc=f"{METHOD} on {args.env_id}", initial=first_step, total=args.gradient_steps, mininterval=1)
+
+    def spend(kind: str) -> None:
+        nonlocal started
+        seconds[kind], started = seconds[kind] + time.perf_counter() - started, time.perf_counter()
+
+    def log(step: int, prefix: str, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            if not np.isfinite(value):
+                raise common.UserError(f"{prefix}/{name} is {value} at step {step}; try a smaller --learning-rate.")
+        with common.explain_os_errors(path), open(path, "a") as file:
+            file.write(json.dumps({"step": step} | {f"{prefix}/{name}": x for name, x in metrics.items()}) + "\n")
+            for name, value in metrics.items():
+                writer.add_scalar(f"{prefix}/{name}", value, step)
+
+    def evaluate_now(step: int) -> dict[str, Any]:
+        spend("training")
+        results = evaluate(networks.actor, args.env_id, args.eval_episodes, args.seed, device)
+        log(step, "eval", {name: x for name, x in sorted(results.items()) if isinstance(x, float)})
+        spend("evaluation")
+        return results
+
+    def save(step: int) -> None:
+        spend("training")
+        writer.flush()  # a resumed run writes only what follows
+        content = {name: part.state_dict() for name, part in parts.items()} | {"step": step, "method": METHOD}
+        content |= {"args": plain, "dataset": dataset.checksum, "seconds": seconds, "log_size": path.stat().st_size}
+        moments = [moment for state in optimizer.state.values() for moment in state.values()]
+        if not all(torch.isfinite(x).all() for x in [*networks.parameters(), *moments]):
+            raise common.UserError(f"the networks are not finite at step {step}; try a smaller --learning-rate.")
+        with common.write_file(args.run_dir / "checkpoint.pt") as file:
+            torch.save(content, file)
+
+    spend("data")
+    saved = time.monotonic()
+    with common.explain_os_errors(args.run_dir), writer, progress, ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(sample, data, args, first_step)  # the next batch is drawn while this one is trained on
+        for step in range(first_step, args.gradient_steps):
+            if args.eval_episodes and args.eval_interval and step % args.eval_interval == 0:
                 evaluate_now(step)
+            batch, ahead = ahead.result(), thread.submit(sample, data, args, step + 1)
             for group, rate in zip(optimizer.param_groups, (args.learning_rate, args.reward_learning_rate)):
                 group["lr"] = rate * (1 - step / args.gradient_steps)
-            update(next(batches), networks, optimizer, args, step)
-            if (step + 1) % args.log_interval == 0:
-                for name, source in (("train", transitions), ("heldout", heldout)):
-                    batch = sample(source, examples, args, log_generator)
-                    run.log(step + 1, name, measure(batch, networks, args))
-                run.log(step + 1, "heldout", measure_labelled(labelled, networks))
-            run.end_step(step + 1, interrupted)
-        return run.finish(evaluate_now(args.gradient_steps), networks.actor.mode)
+            update(batch, examples, networks, optimizer, args, step)
+            progress.update()
+            for name in ("train", "heldout") if (step + 1) % args.log_interval == 0 else ():
+                batch = sample(data, args, step + 1, name)
+                metrics = measure(batch, examples, networks, args)
+                log(step + 1, name, metrics | (measure_labelled(labelled, networks) if name == "heldout" else {}))
+            if step + 1 == args.gradient_steps or time.monotonic() - saved > 60 * args.checkpoint_minutes:
+                save(step + 1)
+                saved = time.monotonic()
+        result = evaluate_now(args.gradient_steps) if args.eval_episodes else {}
+
+    inputs, batch = (torch.from_numpy(np.zeros_like(dataset.observations[:2, 0])),), torch.export.Dim("batch")
+    program = torch.export.export(networks.actor.cpu().requires_grad_(False), inputs, dynamic_shapes=({0: batch},))
+    with common.write_file(args.run_dir / "policy.pt2") as file:
+        torch.export.save(program, file)
+    result |= {"method": METHOD, "args": plain, "dataset": dataset.checksum, "seconds": seconds}
+    result |= {"versions": common.versions("torch", "numpy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")}
+    if device.type == "cuda":
+        result |= {"gpu": torch.cuda.get_device_name(), "peak_gpu_bytes": torch.cuda.max_memory_allocated()}
+    with common.write_file(args.run_dir / "result.json") as file:
+        file.write(json.dumps(result, indent=2).encode())
+    means = ", ".join(f"{name} {x:.3f}" for name, x in sorted(result.items()) if isinstance(x, float))
+    print(f"{args.run_dir}: {means}{'' if 'success_rate' in result else ' (success was not measured)'}")
+    return result
 
 
 if __name__ == "__main__":
-    with common.exit_quietly():
+    with common.user_errors():
         train(tyro.cli(Args))

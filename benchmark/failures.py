@@ -1,7 +1,8 @@
 """Where the failed episodes of the results started:  python benchmark/failures.py laeo-SawyerWindowOpen
 
 Prints, for every run in benchmark/results/state whose name begins so, the position of the object (of the gripper in
-FetchReach) in the first observation of each failed episode, in metres.
+FetchReach) in the first state of each episode that is not solved at the last step, in metres, and whether it was solved
+at any step before.
 """
 
 import json
@@ -11,25 +12,34 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import common
 
+RESULTS = Path(__file__).parent / "results"
+
 
 def main(prefix: str) -> None:
     """Reset an environment to the start of every failed episode."""
-    paths = sorted((Path(__file__).parent / "results" / "state").glob(f"{prefix}*.json"))
+    paths = sorted((RESULTS / "state").glob(f"{prefix}*.json"))
     if not paths:
-        sys.exit(f"error: no result in benchmark/results/state begins with {prefix}.")
+        raise common.UserError(f"no result in benchmark/results/state begins with {prefix}.")
     for path in paths:
         result = json.loads(path.read_text())
         env_id, episodes = result["args"]["env_id"], result["episodes"]
         env = common.make_env(env_id)
-        failed = [seed for seed, success in zip(episodes["seed"], episodes["success"]) if not success]
-        print(f"{path.stem}: {len(failed)} of {len(episodes['seed'])} failed")
-        starts = [env.reset(seed=seed)[0][common.TASKS[env_id].achieved_goal].tolist() for seed in failed]
-        for start in sorted(starts):
-            print("   ", *(f"{x:.3f}" for x in start))
+        failed, never = ([not success for success in episodes[kind]] for kind in ("final_success", "success"))
+        print(f"{path.stem}: of {len(failed)} episodes {sum(never)} never solved, {sum(failed)} not at the last step")
+        starts = {}  # by state, so that equal episodes are printed once
+        for seed, final, any_step in zip(episodes["seed"], failed, never):
+            if final:
+                env.reset(seed=seed)
+                state = env.unwrapped.state
+                position = " ".join(f"{x:.3f}" for x in state[common.TASKS[env_id].achieved_goal])
+                starts[state.tobytes()] = f"{position} {'never' if any_step else 'before the end'}"
+        for start in sorted(starts.values()):
+            print(f"    {start}")
         env.close()
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    main(sys.argv[1])
+    with common.user_errors():
+        if len(sys.argv) != 2:
+            sys.exit(__doc__)
+        main(sys.argv[1])

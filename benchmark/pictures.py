@@ -10,42 +10,44 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import common
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+import common  # noqa: E402
 
-SIZE = 192
+SIZE = 192  # pixels of each picture
 
 
-def success_picture(env_id: str) -> Image.Image:
-    """Return a picture of a success example of the task. Raises UserError if there is no dataset to take it from."""
+def success_picture(env_id: str, datasets: Path) -> Image.Image:
+    """Return a picture [SIZE, SIZE] of a success example. Raises UserError if there is no dataset to take it from."""
     state_task = common.TASKS[env_id].state_task or env_id
-    path = common.find_dataset(state_task, "medium", Path("datasets") / f"{state_task}-medium")
+    path = common.find_dataset(state_task, "medium", datasets / f"{state_task}-medium")
     example = np.load(path / "success_examples.npy", mmap_mode="r")[0]
     observations = np.load(path / "observations.npy", mmap_mode="r")
     episode = int(np.nonzero((observations == example).all(-1).any(-1))[0][0])
-    env = common.make_env(env_id)
-    observation, _ = env.reset(seed=common.episode_seed("dataset", common.read_metadata(path)["seed"], episode))
+    env = common.make_env(env_id, render_mode="rgb_array")
+    observation, _ = env.reset(seed=common.episode_seed(common.read_metadata(path)["seed"], "dataset", episode))
     for action in np.load(path / "actions.npy", mmap_mode="r")[episode]:
         if np.array_equal(env.unwrapped.state, example):
             break
         observation, _, _, _, _ = env.step(action)
-    if state_task == env_id:
-        camera = common.Camera(env, common.OUTSIDE_VIEWS[env_id], SIZE, show_goal=True)
-        observation = camera.picture()
-        camera.close()
+    if not np.array_equal(env.unwrapped.state, example):
+        raise common.UserError(f"the episodes of {path} cannot be played again here; make it again, with --overwrite.")
+    picture = observation if state_task != env_id else env.render()
     env.close()
-    return Image.fromarray(observation).resize((SIZE, SIZE), Image.Resampling.NEAREST)
+    filtering = Image.Resampling.NEAREST if len(picture) < SIZE else Image.Resampling.BOX
+    return Image.fromarray(picture).resize((SIZE, SIZE), filtering)
 
 
 def main() -> None:
     step = SIZE + 8
     sheet = Image.new("RGB", (len(common.TASKS) * step - 8, SIZE + 18), "white")
     for i, env_id in enumerate(common.TASKS):
-        sheet.paste(success_picture(env_id), (i * step, 18))
+        sheet.paste(success_picture(env_id, ROOT / "datasets"), (i * step, 18))
         ImageDraw.Draw(sheet).text((i * step + 2, 3), env_id, "black")
-    with common.write_file(Path(__file__).parent / "figures" / "success_examples.png") as temporary:
-        sheet.save(temporary, "PNG", optimize=True)
+    with common.write_file(Path(__file__).parent / "figures" / "success_examples.png") as file:
+        sheet.save(file, "PNG", optimize=True)
 
 
 if __name__ == "__main__":
-    main()
+    with common.user_errors():
+        main()

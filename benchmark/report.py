@@ -1,13 +1,32 @@
-"""Print the README's tables from benchmark/results/, or put them into README.md with --write.
+"""Print the tables of benchmark/results/; with --write, put them into README.md and docs/*.md.
 
-A row whose results are missing is left out.
+    python benchmark/report.py
+    python benchmark/report.py --write
 
-An interval is the 95 % Wilson interval of all episodes of all seeds together; the spread over seeds is given beside it.
+A table stands in a text between `<!-- NAME -->` and `<!-- end -->`. A row whose results are missing is left out.
+
+Intervals are 95 % intervals over training seeds and evaluation episodes, from a two-level bootstrap: 10,000 times, as
+many seeds as there are are drawn with replacement, within each drawn seed as many of its distinct episodes, and the
+rate is the mean over the drawn seeds of the mean over their episodes; the interval is from the 2.5th to the 97.5th
+percentile. The random numbers have a fixed seed, so that the same results give the same table.
+
+- Equal episodes of a run count once, in rates as in intervals: the 100 episodes of FetchReach, which has one start, are
+  one. (Results from before runs said which episodes are equal: those of a run of FetchReach are, all others differ.)
+- Where all outcomes are the same, resampling shows no width. The interval is then Wilson's, of all distinct episodes:
+  it takes them to be independent. Three seeds of FetchReach count three.
+- A difference between two methods: the same bootstrap of both, each resampled on its own. (Runs with the same seed have
+  the same starts; to pair them would narrow the interval where the same starts are hard for both methods.) If all
+  outcomes of one of the methods are the same, their own intervals are combined by Newcombe's formula instead.
+- One seed says nothing about other seeds, and its interval speaks of other starts alone. Three seeds say little. In
+  simulations with 100 episodes for each seed, and a rate of 0.8 whose standard deviation over seeds is 0.03 / 0.1, the
+  interval held the rate in 0.96 / 0.79 of the cases with 3 seeds, 0.97 / 0.88 with 5, and 0.98 / 0.92 with 10.
 """
 
 import json
 import re
 import sys
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,195 +36,244 @@ RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
 
+STATE_TASKS = [env_id for env_id, task in common.TASKS.items() if task.state_task is None]
+METHODS = {"laeo": "LAEO", "oril": "ORIL", "purl": "PURL", "bc": "BC"}
+KINDS = ("success", "final_success")  # at any step after the first action, and at the last step
+RESAMPLES = 10_000
+INTERVALS = (
+    "Brackets: 95 % intervals from a bootstrap that resamples seeds and, within each, its distinct episodes; Wilson's "
+    "interval of all distinct episodes where their outcomes are all the same."
+)
+
+
+# ----------------------------------------------------------------------------------------------------------- intervals
+
+
+def outcomes(run: dict, kind: str) -> np.ndarray:
+    """Return the outcomes [episodes] of a run, 0.0 or 1.0, one for each distinct episode."""
+    episodes = run["episodes"]
+    same = run.get("args", {}).get("env_id", "").startswith("FetchReach")  # matters for results without the key
+    number = episodes.get("episode", [0 if same else i for i in range(len(episodes[kind]))])
+    once = np.unique(number, return_index=True)[1]
+    return np.array(episodes[kind], float)[once]
+
+
+def resample(seeds: list[np.ndarray], generator: np.random.Generator) -> np.ndarray:
+    """Return rates [RESAMPLES] of the two-level bootstrap. `seeds` has the outcomes [episodes], 0 or 1, of each seed.
+
+    How many of n outcomes drawn with replacement are 1 has the binomial distribution of n and their rate.
+    """
+    n, rates = np.array([len(x) for x in seeds]), np.array([x.mean() for x in seeds])
+    drawn = generator.integers(len(seeds), size=(RESAMPLES, len(seeds)))
+    return (generator.binomial(n[drawn], rates[drawn]) / n[drawn]).mean(1)
+
+
+def constant(seeds: list[np.ndarray]) -> bool:
+    """Say whether all outcomes of all seeds are the same."""
+    return len(np.unique(np.concatenate(seeds))) == 1
+
+
+def rate_interval(seeds: list[np.ndarray]) -> tuple[float, float, float]:
+    """Return the rate, the mean over seeds of their outcomes [episodes], and the ends of its 95 % interval."""
+    from scipy.stats import binomtest  # which takes most of a second
+
+    rate = float(np.mean([x.mean() for x in seeds]))
+    if constant(seeds):
+        pooled = np.concatenate(seeds)
+        interval = binomtest(int(pooled.sum()), len(pooled)).proportion_ci(method="wilson")
+        return rate, float(interval.low), float(interval.high)
+    low, high = np.percentile(resample(seeds, np.random.default_rng(0)), [2.5, 97.5])
+    return rate, float(low), float(high)
+
+
+def difference_interval(first: list[np.ndarray], second: list[np.ndarray]) -> tuple[float, float, float]:
+    """Return the rate of the first minus that of the second, and the ends of its 95 % interval."""
+    (a, a_low, a_high), (b, b_low, b_high) = rate_interval(first), rate_interval(second)
+    if constant(first) or constant(second):  # Newcombe's formula
+        low = a - b - np.hypot(a - a_low, b_high - b)
+        high = a - b + np.hypot(a_high - a, b - b_low)
+    else:
+        generator = np.random.default_rng(0)
+        low, high = np.percentile(resample(first, generator) - resample(second, generator), [2.5, 97.5])
+    return a - b, float(low), float(high)
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
 
 def load(experiment: str) -> dict[str, dict]:
     """Return the results of an experiment by run name."""
     return {path.stem: json.loads(path.read_text()) for path in sorted((RESULTS / experiment).glob("*.json"))}
 
 
-def rate(runs: list[dict], kind: str) -> str:
-    """Format the rate of all episodes of some runs with its interval."""
-    values = np.concatenate([run["episodes"][kind] for run in runs])
-    low, high = common.wilson_interval(int(values.sum()), len(values))
-    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
-
-
-def seeds(runs: list[dict], kind: str = "success") -> str:
-    """Format each seed's rate."""
-    return ", ".join(f"{run[f'{kind}_rate']:.2f}" for run in runs)
-
-
-def minutes(runs: list[dict]) -> str:
-    """Format the time of training, the median over the runs."""
-    return f"{np.median([run['seconds']['training'] for run in runs]) / 60:.1f}"
-
-
-STATE_TASKS = [env_id for env_id, task in common.TASKS.items() if task.state_task is None]
-METHODS = {"laeo": "LAEO", "oril": "ORIL", "purl": "PURL", "bc": "BC"}
-
-
 def of_task(runs: dict[str, dict], method: str, env_id: str) -> list[dict]:
-    """Return the runs of one method on one task."""
+    """Return the runs of one method on one task, one for each seed."""
     return [run for name, run in runs.items() if name.rsplit("-", 1)[0] == f"{method}-{env_id}"]
 
 
+def rate(runs: list[dict], kind: str) -> str:
+    """Format the rate of some runs, which differ in their seed alone, with its interval."""
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*rate_interval([outcomes(run, kind) for run in runs]))
+
+
+def seeds(runs: list[dict]) -> str:
+    """Format each seed's rates, any step / last step."""
+    return ", ".join(" / ".join(f"{outcomes(run, kind).mean():.2f}" for kind in KINDS) for run in runs)
+
+
+def table(caption: str, columns: str, rows: list[list[str]]) -> str:
+    """Return a Markdown table below its caption; `columns` has the headings, with a bar between two."""
+    heading = f"| {columns} |"
+    lines = [heading, "|---" * (heading.count("|") - 1) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join([textwrap.fill(caption, 120), "", *lines])
+
+
 def state_table() -> str:
-    """All methods on the state tasks."""
-    runs = load("state")
-    lines = ["| task | method | any step | each seed | last step | each seed | steps | minutes |", "|---" * 8 + "|"]
+    """Return the table of all methods on the tasks of states."""
+    runs, rows = load("state"), []
     for env_id in STATE_TASKS:
         for method, name in METHODS.items():
-            mine = of_task(runs, method, env_id)
-            if not mine:
-                continue
-            lines.append(
-                f"| {env_id} | {name} | **{rate(mine, 'success')}** | {seeds(mine)} | {rate(mine, 'final_success')} "
-                f"| {seeds(mine, 'final_success')} | {mine[0]['gradient_steps']:,} | {minutes(mine)} |"
-            )
-    return "\n".join(lines)
+            if mine := of_task(runs, method, env_id):
+                minutes = np.median([run["seconds"]["training"] for run in mine]) / 60
+                row = [env_id, name, f"**{rate(mine, 'success')}**", rate(mine, "final_success"), seeds(mine)]
+                rows.append([*row, f"{mine[0]['args']['gradient_steps']:,}", f"{minutes:.1f}"])
+    caption = f"{INTERVALS} Minutes: of training, the median over seeds."
+    return table(caption, "task | method | any step | last step | each seed, any / last | steps | minutes", rows)
 
 
-def images_table() -> str:
-    """The tasks of images, as far as they have been run, with the datasets' own success."""
-    runs, datasets = load("images"), load("data")
-    lines = [
-        "| task | method | any step | each seed | last step | steps | minutes | dataset, any step |",
-        "|---" * 8 + "|",
-    ]
-    for env_id in common.VIEWS:
-        for method, name in METHODS.items():
-            mine = of_task(runs, method, env_id)
-            if mine:
-                lines.append(
-                    f"| {env_id} | {name} | **{rate(mine, 'success')}** | {seeds(mine)} "
-                    f"| {rate(mine, 'final_success')} | {mine[0]['gradient_steps']:,} | {minutes(mine)} "
-                    f"| {datasets[env_id]['success_rate']:.3f} |"
-                )
-    return "\n".join(lines)
-
-
-def image_search_table() -> str:
-    """Evaluations of runs on FetchPushImage, most of them stopped early, and of its state twin."""
-    lines = ["| command | commit | episodes | any step, after so many steps |", "|---|---|---|---|"]
-    path = RESULTS / "image_search.json"
-    for run in json.loads(path.read_text()) if path.exists() else []:
-        rates = ", ".join(f"{success:.2f} ({int(step):,})" for step, success in run["success_rate_after_step"].items())
-        lines.append(f"| `{run['command']}` | {run['commit']} | {run['episodes']} | {rates} |")
-    return "\n".join(lines)
+def differences_table() -> str:
+    """Return the table of LAEO's rates minus those of the other methods, on the tasks of states."""
+    runs, rows = load("state"), []
+    for env_id in STATE_TASKS:
+        for method, name in list(METHODS.items())[1:]:
+            mine, other = of_task(runs, "laeo", env_id), of_task(runs, method, env_id)
+            if mine and other:
+                pairs = [[[outcomes(run, kind) for run in x] for x in (mine, other)] for kind in KINDS]
+                cells = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference_interval(*pair)) for pair in pairs]
+                rows.append([env_id, f"LAEO - {name}", *cells])
+    caption = (
+        "Brackets: 95 % intervals from a bootstrap that resamples, for each of the two methods on its own, seeds and, "
+        "within each, its distinct episodes; where all outcomes of one of the methods are the same, the methods' own "
+        "intervals, combined by Newcombe's formula."
+    )
+    return table(caption, "task | difference | any step | last step", rows)
 
 
 def tasks_table() -> str:
-    """What the results are to be seen beside: the datasets' own episodes, random actions, starts that are solved."""
-    runs, random, datasets = load("state"), load("random"), load("data")
-    lines = [
-        "| task | dataset, any / last step | random actions, any step | solved starts |",
-        "|---|---|---|---|",
-    ]
+    """Return what the results are to be compared with: the dataset, random actions, starts that are solved."""
+    runs, random, datasets, rows = load("state"), load("random"), load("data"), []
     for env_id in STATE_TASKS:
         mine, data = of_task(runs, "laeo", env_id), datasets.get(env_id)
-        if not mine or data is None or env_id not in random:
-            continue
-        lines.append(
-            f"| {env_id} | {data['success_rate']:.3f} / {data['final_success_rate']:.3f} "
-            f"| {random[env_id]['success_rate']:.3f} | {np.mean([run['initial_success_rate'] for run in mine]):.3f} |"
-        )
-    return "\n".join(lines)
-
-
-def tuning_table() -> str:
-    """What was searched for the methods that LAEO is compared with: FetchPush, a seed of its own, as of 715b0c3."""
-    flags = ["alpha", "eta", "learning_rate", "reward_learning_rate", "gradient_steps"]
-    lines = [f"| method | {' | '.join(flags)} | any step | last step |", "|---" * (len(flags) + 3) + "|"]
-    for run in sorted(
-        load("tuning").values(), key=lambda run: (list(METHODS).index(run["method"]), -run["success_rate"])
-    ):
-        values = " | ".join(f"{run['args'][flag]:,}" if flag in run["args"] else "" for flag in flags)
-        lines.append(
-            f"| {METHODS[run['method']]} | {values} | {rate([run], 'success')} | {rate([run], 'final_success')} |"
-        )
-    return "\n".join(lines)
-
-
-def examples_table() -> str:
-    """FetchPush with fewer success examples."""
-    few, many = load("examples"), load("state")
-    lines = ["| success examples | steps | any step | each seed | last step |", "|---|---|---|---|---|"]
-    for n in (200, 10, 1):
-        name = "laeo-FetchPush-" if n == 200 else f"FetchPush-{n}-"
-        mine = [run for run_name, run in {**many, **few}.items() if re.fullmatch(name + r"\d", run_name)]
-        if not mine:
-            continue
-        steps = f"{mine[0]['gradient_steps']:,}"
-        lines.append(f"| {n} | {steps} | {rate(mine, 'success')} | {seeds(mine)} | {rate(mine, 'final_success')} |")
-    return "\n".join(lines)
-
-
-def settings_table() -> str:
-    """Other settings than the default: FetchPush, 200 examples, one seed, as many gradient steps."""
-    flags = ["policy_objective", "bc_coef", "learning_rate", "batch_size", "hidden_dim"]
-    lines = [
-        f"| | {' | '.join(flags)} | any step | last step | minutes |",
-        "|---" * (len(flags) + 4) + "|",
-    ]
-    names = {"objective-paper": "the paper's objective", "objective-released-code": "the released code's objective"}
-    defaults = [("default", run) for name, run in load("state").items() if name == "laeo-FetchPush-0"]
-    for name, run in [*defaults, *load("settings").items()]:
-        note = "**default**" if name == "default" else names.get(name, "")
-        values = " | ".join(str(run["args"][flag]) for flag in flags)
-        lines.append(
-            f"| {note} | {values} | {rate([run], 'success')} | {rate([run], 'final_success')} | {minutes([run])} |"
-        )
-    return "\n".join(lines)
+        if mine and data and env_id in random:
+            rates = f"{data['success_rate']:.3f} / {data['final_success_rate']:.3f}"
+            played = " / ".join(rate([random[env_id]], kind) for kind in KINDS)
+            rows.append([env_id, rates, played, f"{np.mean([run['initial_success_rate'] for run in mine]):.3f}"])
+    caption = f"Any step / last step, and the share of the evaluations' starts that are solved already. {INTERVALS}"
+    return table(caption, "task | dataset, any / last | random actions, any / last | solved starts", rows)
 
 
 def data_table() -> str:
-    """The datasets of the experiments."""
-    lines = ["| dataset | episodes | any step | last step | solved starts |", "|---|---|---|---|---|"]
+    """Return the table of the experiments' datasets."""
+    rows = []
     for data in load("data").values():
-        low, high = data["success_interval"]
-        lines.append(
-            f"| {data['env_id']}-{data['quality']} | {data['num_episodes']:,} | {data['success_rate']:.3f} "
-            f"[{low:.3f}, {high:.3f}] | {data['final_success_rate']:.3f} | {data['initial_success_rate']:.3f} |"
-        )
-    return "\n".join(lines)
+        cells = ["{:.3f} [{:.3f}, {:.3f}]".format(data[f"{kind}_rate"], *data[f"{kind}_interval"]) for kind in KINDS]
+        name = f"{data['env_id']}-{data['quality']}"
+        rows.append([name, f"{data['num_episodes']:,}", *cells, f"{data['initial_success_rate']:.3f}"])
+    caption = "Brackets: 95 % Wilson intervals of the episodes."
+    return table(caption, "dataset | episodes | any step | last step | solved starts", rows)
 
 
 def behavior_table() -> str:
-    """The policies in behavior/, from untrained to the end of training."""
-    lines = [
-        "| task | environment steps | training, minutes | any-step success of the checkpoints |",
-        "|---|---|---|---|",
-    ]
+    """Return the table of the policies in behavior/, from untrained to the end of training."""
+    import torch
+
+    rows = []
     for env_id in STATE_TASKS:
-        behavior = common.load_weights(ROOT / "behavior" / f"{env_id}.pt")
-        rates = ", ".join(f"{checkpoint['success_rate']:.2f}" for checkpoint in behavior["checkpoints"])
-        lines.append(
-            f"| {env_id} | {behavior['args']['train_steps']:,} | {behavior['train_seconds'] / 60:.0f} | {rates} |"
-        )
-    return "\n".join(lines)
+        behavior = torch.load(ROOT / "behavior" / f"{env_id}.pt", weights_only=True, map_location="cpu")
+        rates = [", ".join(f"{x[f'{kind}_rate']:.2f}" for x in behavior["checkpoints"]) for kind in KINDS]
+        steps, minutes = behavior["args"]["train_steps"], behavior["train_seconds"] / 60
+        rows.append([env_id, f"{steps:,}", f"{minutes:.0f}", *rates])
+    caption = "Success rates of the checkpoints, from first to last, over `--calibration-episodes` episodes each."
+    return table(caption, "task | environment steps | training, minutes | any step | last step", rows)
 
 
-TABLES = {
-    "state": state_table, "images": images_table, "image_search": image_search_table, "tasks": tasks_table,
-    "tuning": tuning_table, "examples": examples_table, "settings": settings_table, "data": data_table,
-    "behavior": behavior_table,
+def threads_table() -> str:
+    """Return what benchmark/threads.py measured."""
+    path, rows, caption = RESULTS / "threads.json", [], "Not measured yet: `python benchmark/threads.py`."
+    if path.exists():
+        result = json.loads(path.read_text())
+        machine = "on {cores} cores of {cpu} with PyTorch {torch}".format(**result["machine"])
+        rounds = "the median of {rounds} rounds of {seconds:g} s, and the smallest and the largest".format(**result)
+        caption = f"Gradient steps of LAEO in a second, {machine}: {rounds}."
+        for row in result["rows"]:
+            cells = [row[side] for side in ("alone", "beside")]
+            cells = [f"{np.median(x):.1f} ({min(x):.1f} to {max(x):.1f})" for x in cells]
+            data = ", random numbers as data" if row["data"] == "random" else ""
+            name = f"{row['env_id']}, batch {row['batch_size']}{data}"
+            rows.append([name, str(row["threads"]), row["wait_policy"] or "not set", *cells])
+    columns = "task | PyTorch threads | OMP_WAIT_POLICY | alone | beside one busy process"
+    return table(caption, columns, rows)
+
+
+def camera_table() -> str:
+    """Return what each measure of the camera is worth, by results/camera.json: ratios of steps / of pictures."""
+    path, rows = RESULTS / "camera.json", []
+    result = (
+        json.loads(path.read_text())
+        if path.exists()
+        else {"ratios": {}, "removed": {}, "what": "Not measured", "how": ""}
+    )
+    tasks = [env_id for env_id, task in common.TASKS.items() if task.state_task]
+    removed = {f"{name} (removed)": ratios for name, ratios in result["removed"].items() if name != "how"}
+    for name, ratios in {**result["ratios"], **removed}.items():
+        cells = [ratios.get(task) for task in tasks]
+        rows.append([name, *(f"{cell['steps']:.2f} / {cell['pictures']:.2f}" if cell else "" for cell in cells)])
+    caption = f"{result['what'][0].upper()}{result['what'][1:]}: {result['how']}."
+    return table(caption, " | ".join(["measure", *tasks]), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "state": state_table, "differences": differences_table, "tasks": tasks_table, "data": data_table,
+    "behavior": behavior_table, "threads": threads_table, "camera": camera_table,
 }  # fmt: skip
 
 
-def fill(readme: str) -> str:
-    """Return the README with every table between `<!-- NAME -->` and `<!-- end -->` made new."""
-    return re.sub(
-        r"<!-- (\w+) -->\n.*?<!-- end -->",
-        lambda match: f"<!-- {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->",
-        readme,
-        flags=re.DOTALL,
-    )
+def fill(text: str, made: dict[str, str] | None = None) -> str:
+    """Return a text in which every table between `<!-- NAME -->` and `<!-- end -->` is made, or taken from `made`."""
+    made = {} if made is None else made
+
+    def new(match: re.Match) -> str:
+        name = match[1]
+        if name not in TABLES:
+            raise common.UserError(f"there is no table '{name}'; the tables are {', '.join(TABLES)}.")
+        if name not in made:
+            made[name] = TABLES[name]()
+        return f"<!-- {name} -->\n{made[name]}\n<!-- end -->"
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", new, text, flags=re.DOTALL)
+
+
+def write() -> None:
+    """Put the tables into README.md and docs/*.md: into all of them, or none if one has a table that there is not."""
+    paths, made = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], {}
+    for path in paths:
+        try:
+            fill(path.read_text(), made)
+        except common.UserError as error:
+            raise common.UserError(f"{path.relative_to(ROOT)}: {error}") from None
+    for path in paths:  # read again: the tables took seconds, and an edit of the text meanwhile must not be lost
+        text = path.read_text()
+        if (filled := fill(text, made)) != text:
+            with common.write_file(path) as file:
+                file.write(filled.encode())
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--write"]:
-        with common.write_file(ROOT / "README.md") as temporary:
-            temporary.write_text(fill((ROOT / "README.md").read_text()))
-    else:
-        for name, table in TABLES.items():
-            print(f"{name}\n\n{table()}\n")
+    with common.user_errors():
+        if sys.argv[1:] not in ([], ["--write"]):
+            raise common.UserError("the only flag is --write.")
+        if sys.argv[1:]:
+            write()
+        else:
+            for name, make in TABLES.items():
+                print(f"{name}\n\n{make()}\n")

@@ -1,14 +1,15 @@
-"""Make the numbers of the README: run every command of an experiment that has no result yet, or with --redo every one.
+"""Make the numbers of the tables: run every command of an experiment that has no result yet, or with --redo every one.
 
     python benchmark/run.py --list                  # the commands, and which of them are done
-    python benchmark/run.py state examples          # run the missing ones, one after the other
-    python benchmark/run.py data state --redo       # run all of them again
-    python benchmark/report.py --write              # put the tables into README.md
+    python benchmark/run.py data                    # make the datasets; the other experiments read them
+    python benchmark/run.py state random --jobs 2   # run what is missing, two runs at a time
+    python benchmark/run.py state --redo            # run all of them again
+    python benchmark/report.py --write              # put the tables into README.md and docs/*.md
 
 Each run's result.json, with the outcome of every single episode, becomes benchmark/results/EXPERIMENT/NAME.json; of a
 dataset it is the metadata.json. A run that fails is reported at the end, with a non-zero exit; what is done stays done,
-so that the same command goes on (with --redo it begins again). Run `data` first: the other experiments read its
-datasets. A dataset that is not in datasets/ is not done, although its metadata may be among the results.
+so that the same command goes on (with --redo it begins again). Ctrl-C ends the runs too, and waits for them. A dataset
+that is not in datasets/ is not done, although its metadata may be among the results. Every run has one thread.
 """
 
 import argparse
@@ -17,14 +18,12 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
-
-import torch
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(ROOT))
-import bc  # noqa: E402
 import common  # noqa: E402
 
 METHODS = ("laeo", "oril", "purl", "bc")
@@ -36,7 +35,6 @@ STEPS = {  # the easier tasks need fewer than the default; LAEO, which waits for
     "SawyerWindowOpen": "--gradient-steps 5000",
     "SawyerDrawerClose": "--gradient-steps 5000",
 }
-EPISODES = {"SawyerWindowOpen": 2000, "SawyerDrawerClose": 2000}  # of 150 steps; the others: 4,000 of 50
 SETTINGS = {  # LAEO on FetchPush, 200 examples, seed 0: what the defaults, state/laeo-FetchPush-0, are compared with
     "objective-paper": "--policy-objective exp_f --bc-coef 0.05",
     "objective-released-code": "--policy-objective f --bc-coef 0.5",
@@ -45,9 +43,7 @@ SETTINGS = {  # LAEO on FetchPush, 200 examples, seed 0: what the defaults, stat
     "batch-size-512": "--batch-size 512",
     "hidden-dim-512": "--hidden-dim 512",
 }
-# Of the methods that LAEO is compared with: FetchPush, 200 examples, a seed that is not in the results. The results are
-# those of commit 715b0c3; after it the critics of oril.py and purl.py got their layer normalisation.
-TUNING = {
+TUNING = {  # of the methods that LAEO is compared with: FetchPush, 200 examples, a seed that is not in the results
     "bc": "bc.py",
     "oril-alpha-0.4": "oril.py --alpha 0.4",
     "oril-alpha-1": "oril.py --alpha 1",
@@ -60,30 +56,24 @@ TUNING = {
     "purl-alpha-2.5-eta-0.2": "purl.py --alpha 2.5 --eta 0.2",
     "purl-alpha-2.5-eta-0.5": "purl.py --alpha 2.5 --eta 0.5",
 }
-
-
-# Tasks of images on two cores: LAEO on FetchPushImage trains for most of an hour.
-IMAGES = {
+IMAGES = {  # a setting for two cores
     "FetchReachImage": "--batch-size 128 --learning-rate 2e-3 --gradient-steps 1000",
     "FetchPushImage": "--batch-size 128 --learning-rate 2e-3 --gradient-steps 14000 --random-shift 2",
 }
-# On a GPU: the paper's sizes, dataset and steps. These have not been run; nothing of them is in the README.
+# On a GPU: the paper's sizes, dataset and steps. These have not been run.
 GPU = "--channels 32 --hidden-dim 1024 --batch-size 1024 --learning-rate 3e-4 --gradient-steps 250000 --device cuda "
 GPU += "--eval-interval 50000"  # an evaluation takes half a minute
 GPU_EPISODES = 31_271
 
 
 def steps(method: str, task: str) -> str:
-    """Return the flag of the gradient steps, or nothing if they are the default."""
+    """Return the flag for the gradient steps of a method on a task of states."""
     return STEPS.get(f"{method}-{task}", STEPS.get(task, ""))
 
 
 def experiments() -> dict[str, dict[str, list[str]]]:
-    """Return the command of every run, by experiment and name."""
-    data = {
-        task: f"collect_data.py --env-id {task} --num-episodes {EPISODES.get(task, 4000)} --overwrite"
-        for task in common.TASKS
-    }
+    """Return the arguments of python for every run, by experiment and name."""
+    data = {task: f"collect_data.py --env-id {task} --overwrite" for task in common.TASKS}
     state = {
         f"{method}-{task}-{seed}": f"{method}.py --env-id {task} --seed {seed} {steps(method, task)}"
         for task in STATE_TASKS
@@ -117,29 +107,77 @@ def experiments() -> dict[str, dict[str, list[str]]]:
     return {name: {run: command.split() for run, command in commands.items()} for name, commands in runs.items()}
 
 
-class RandomActor:
-    """Uniformly random actions, for the same evaluation as the methods'."""
-
-    def __init__(self, env_id: str):
-        self.generator = torch.Generator().manual_seed(0)
-        env = common.make_env(env_id)
-        self.shape = env.action_space.shape
-        env.close()
-
-    def mode(self, observation: torch.Tensor) -> torch.Tensor:
-        return torch.rand(self.shape, generator=self.generator) * 2 - 1
+def write_json(path: Path, content: dict) -> None:
+    """Write a file whole or not at all."""
+    with common.write_file(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 def play_randomly(env_id: str, run_dir: Path) -> None:
     """Write a result.json of uniformly random actions, on the starts of every evaluation with seed 0."""
-    episodes = bc.evaluate(RandomActor(env_id), env_id, 100, 0, torch.device("cpu"))
-    flags = {name: episodes[name] for name in ("success", "final_success", "initial_success")}
-    common.write_json(run_dir / "result.json", {**common.success_statistics(flags), "episodes": episodes})
+    import evaluate  # which takes seconds
+
+    env = common.make_env(env_id)
+    env.action_space.seed(0)
+    episodes, _ = evaluate.play(lambda observation: env.action_space.sample(), env_id, 100, 0)
+    env.close()
+    result = common.summarise(episodes) | {"episodes": episodes, "method": "random", "args": {"env_id": env_id}}
+    write_json(run_dir / "result.json", result)
 
 
-def dataset(task: str) -> Path:
-    """Return where the experiments look for a task's dataset."""
-    return ROOT / "datasets" / f"{task}-medium"
+def archive(source: Path, target: Path) -> None:
+    """Copy a result.json or a metadata.json to the results; of paths among its flags only the last part is kept."""
+    result = json.loads(source.read_text())
+    for flag in ("dataset", "run_dir"):
+        if path := result.get("args", {}).get(flag):
+            result["args"][flag] = Path(path).name
+    write_json(target, result)
+
+
+def dataset(name: str) -> Path:
+    """Return where the experiments look for a dataset; its name is the task's for the standard one."""
+    return ROOT / "datasets" / f"{name}-medium"
+
+
+def start(target: Path, command: list[str], run_dir: Path) -> subprocess.Popen:
+    """Start a run that writes to `run_dir`, its messages to a file of that name and `.log`."""
+    output = ["--run-dir", str(run_dir)]
+    if command[0] == "collect_data.py":
+        output = ["--output", str(dataset(target.stem).relative_to(ROOT))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    print("python", *command, flush=True)
+    with open(run_dir.with_suffix(".log"), "w") as log:
+        return subprocess.Popen([sys.executable, *command, *output], cwd=ROOT, env=environment, stderr=log)
+
+
+def run_all(todo: list[tuple[Path, list[str]]], jobs: int) -> list[tuple[list[str], Path]]:
+    """Run commands, `jobs` at a time, and archive their results; return those that failed, with their messages."""
+    todo, running, failed = list(todo), [], []
+    try:
+        while todo or running:
+            # A dataset is made with all cores, and the next run may need it: nothing starts beside it.
+            while todo and len(running) < jobs and not any(run[2][0] == "collect_data.py" for run in running):
+                if running and todo[0][1][0] == "collect_data.py":
+                    break
+                target, command = todo.pop(0)
+                run_dir = Path(tempfile.mkdtemp(prefix="benchmark-")) / target.stem
+                running.append((start(target, command, run_dir), target, command, run_dir))
+            ended = [run for run in running if run[0].poll() is not None]
+            if not ended:
+                time.sleep(0.1)
+            for process, target, command, run_dir in ended:
+                running.remove((process, target, command, run_dir))
+                if process.returncode == 0:
+                    is_data = command[0] == "collect_data.py"
+                    archive(dataset(target.stem) / "metadata.json" if is_data else run_dir / "result.json", target)
+                else:
+                    failed.append((command, run_dir.with_suffix(".log")))
+    except KeyboardInterrupt:  # which reaches the other processes too; they need a moment to leave nothing behind
+        print("\ninterrupted: waiting for the runs to end", file=sys.stderr)
+        for process, *_ in running:
+            process.wait()
+        raise
+    return failed
 
 
 def main() -> None:
@@ -148,18 +186,18 @@ def main() -> None:
     parser.add_argument("experiments", nargs="*", help=f"which to run: {names}; all but gpu if none is named")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     parser.add_argument("--redo", action="store_true", help="run also those that have a result, and replace it")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
+    parser.add_argument("--jobs", type=int, default=1, help="how many runs at a time")
     parser.add_argument("--only", default="", help="run only those whose name contains this")
     parser.add_argument("--random", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--env-id", help=argparse.SUPPRESS)
     parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.random:
-        play_randomly(args.env_id, args.run_dir)
-        return
-    unknown = set(args.experiments) - set(experiments())
-    if unknown:
+        return play_randomly(args.env_id, args.run_dir)
+    if unknown := set(args.experiments) - set(experiments()):
         sys.exit(f"error: there is no experiment {sorted(unknown)[0]}; choose from {names}.")
+    if args.jobs < 1:
+        sys.exit(f"error: --jobs is {args.jobs}; it must be 1 or more.")
     todo = []
     for experiment in args.experiments or [name for name in experiments() if name != "gpu"]:
         for name, command in experiments()[experiment].items():
@@ -172,47 +210,19 @@ def main() -> None:
             elif args.redo or not done:
                 todo.append((target, command))
     made = {target.stem for target, command in todo if command[0] == "collect_data.py"}
-    for _, command in todo:  # a method would make a missing dataset itself, with another number of episodes
+    for _, command in todo:  # a method would make a missing dataset itself, and so would the one that runs beside it
         missing = [task for task in common.TASKS if task in command and task not in made and not dataset(task).exists()]
         if missing and "--random" not in command and "--dataset" not in command:
             sys.exit(f"error: there is no datasets/{missing[0]}-medium; make it with: python benchmark/run.py data")
-    environment = dict(os.environ)
-    if args.jobs > 1:
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
-    failed, running = [], []
     try:
-        while todo or running:
-            # A dataset is made with all cores, and the next run may need it: nothing starts beside it.
-            while todo and len(running) < args.jobs and not any(run[2][0] == "collect_data.py" for run in running):
-                target, command = todo.pop(0)
-                run_dir = Path(tempfile.mkdtemp(prefix="benchmark-")) / target.stem
-                output = ["--run-dir", str(run_dir)]
-                if command[0] == "collect_data.py":
-                    output = ["--output", f"datasets/{target.stem}-medium"]
-                print("python", *command, flush=True)
-                with open(run_dir.with_suffix(".log"), "w") as log:
-                    line = [sys.executable, *command, *output]
-                    process = subprocess.Popen(line, cwd=ROOT, env=environment, stderr=log)
-                running.append((process, target, command, run_dir))
-            process, target, command, run_dir = running[0]
-            status = process.wait()
-            running.pop(0)
-            if status == 0:
-                metadata = dataset(target.stem) / "metadata.json"
-                result = metadata if command[0] == "collect_data.py" else run_dir / "result.json"
-                common.write_json(target, json.loads(result.read_text()))
-            else:
-                failed.append((" ".join(command), run_dir.with_suffix(".log")))
-    except KeyboardInterrupt:  # which reaches the other processes too; they need a moment to leave nothing behind
-        print("\ninterrupted: waiting for the runs to end", file=sys.stderr)
-        for process, *_ in running:
-            process.wait()
+        failed = run_all(todo, args.jobs)
+    except KeyboardInterrupt:
         sys.exit("error: interrupted; what is done stays done.")
     for command, log in failed:
-        print(f"failed: python {command} (its messages: {log})", file=sys.stderr)
+        print(f"failed: python {' '.join(command)} (its messages: {log})", file=sys.stderr)
     sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":
-    with common.exit_quietly():
+    with common.user_errors():
         main()

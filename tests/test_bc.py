@@ -1,64 +1,106 @@
-"""Behavioural cloning against the closed form of its maximum, against LAEO's cloning term, and on real data."""
+"""Behavioural cloning against the closed form of its maximum, against LAEO's cloning term, and on real data.
+
+Its batches, encoder, distribution and learning rate are tested in test_laeo.py, with those of the other scripts.
+"""
 
 import json
 
 import numpy as np
+import pytest
 import torch
-from conftest import traceable_dataset
+from test_laeo import BOUNDS, IMAGE, features_of, log_density, make_actor, make_networks, perceptron, randomise
 
 import bc
-import common
 import laeo
 
 
+def make_batch(shape=(6,), size=16, random_shift=0, edge=1):
+    generator = torch.Generator().manual_seed(5)
+    action = torch.rand(size, 3, generator=generator) * 2 - 1
+    action[0, 0], action[1, 1] = edge, -edge
+    if len(shape) == 1:
+        return bc.Batch(torch.randn(size, *shape, generator=generator), action, None)
+    images = torch.randint(256, (size, *shape), generator=generator, dtype=torch.uint8)
+    return bc.Batch(images, action, torch.randint(2 * random_shift + 1, (size, 2), generator=generator))
+
+
+def test_loss_is_minus_the_mean_log_likelihood():
+    assert bc.bc_loss(torch.tensor([-1.5, 0.25, 2.0], dtype=torch.float64)).item() == pytest.approx(-0.25, rel=1e-12)
+
+
 def test_update_finds_the_maximum_likelihood_policy_of_each_state():
-    """Three states, actions from tanh-normal laws: the maximum is the mean and the deviation of atanh(action)."""
+    """Three states, tanh-normal actions: the maximum is the mean and the standard deviation of atanh(action)."""
     rng = np.random.default_rng(0)
     states = np.repeat(np.arange(3), 400)
     x = np.array([-0.5, 0.2, 1.0])[states] + np.array([0.3, 0.6, 0.4])[states] * rng.normal(size=1200)
     expected = [(x[states == s].mean(), x[states == s].std()) for s in range(3)]
     one_hot = torch.eye(3)
-    generator = torch.Generator().manual_seed(0)
-    actor = bc.Actor(bc.Encoder(torch.zeros(3), torch.ones(3), 4, generator), 1, 32, generator)
+    actor = make_actor(bc, torch.tensor([[-1.0], [1.0]]), shape=(3,))
     optimizer = torch.optim.Adam(actor.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, 800)
-    batch = bc.Batch(one_hot[states], torch.from_numpy(np.tanh(x)).float()[:, None])
+    batch = bc.Batch(one_hot[states], torch.from_numpy(np.tanh(x)).float()[:, None], None)
     for _ in range(800):
         bc.update(batch, actor, optimizer)
         schedule.step()
     with torch.no_grad():
-        mean, std = actor(one_hot)
-    np.testing.assert_allclose(torch.cat([mean, std], 1), expected, atol=0.01)
-    torch.testing.assert_close(actor.mode(one_hot), torch.tanh(mean))
+        mean, std = actor.distribution(one_hot)
+        np.testing.assert_allclose(torch.cat([mean, std], 1), expected, atol=0.01)
+        torch.testing.assert_close(actor(one_hot), torch.tanh(mean))
 
 
 def test_gradient_is_that_of_laeo_with_nothing_but_cloning():
     generator = torch.Generator().manual_seed(1)
-    sizes, encoders = (2, 16), [laeo.Encoder(torch.zeros(6), torch.ones(6), 4, generator) for _ in range(3)]
-    actor, critic = laeo.Actor(encoders[0], *sizes, generator), laeo.Critic(encoders[1], *sizes, 4, generator)
-    clone = bc.Actor(encoders[2], *sizes, generator)
+    (actor, critic), clone = make_networks(), make_actor(bc)
     clone.load_state_dict(actor.state_dict())
     states = torch.randn(3, 8, 6, generator=generator)
-    action = torch.rand(8, 2, generator=generator) * 2 - 1
+    action = torch.rand(8, 3, generator=generator) * 2 - 1
     optimizer = torch.optim.SGD([*actor.parameters(), *critic.parameters(), *clone.parameters()], 0.0)
-    args = laeo.Args(bc_coef=1.0)
-    noise = torch.randn(8, 2, generator=generator)
-    laeo.update(laeo.Batch(states[0], action, states[1], noise), states[2], actor, critic, optimizer, args)
+    noise = torch.randn(8, 3, generator=generator)
+    batch = laeo.Batch(states[0], action, states[1], noise, [None] * 3)
+    laeo.update(batch, states[2], actor, critic, optimizer, laeo.Args(bc_coef=1.0))
     gradients = [parameter.grad.clone() for parameter in actor.parameters()]
-    bc.update(bc.Batch(states[0], action), clone, optimizer)
+    bc.update(bc.Batch(states[0], action, None), clone, optimizer)
     for parameter, gradient in zip(clone.parameters(), gradients):
         assert gradient.abs().sum() > 0
         torch.testing.assert_close(parameter.grad, gradient)
 
 
-def test_each_state_keeps_its_own_action_and_padding_is_never_seen():
-    data = traceable_dataset([3, 5, 1])
-    transitions = common.Transitions(data, np.array([2, 0, 1]), torch.device("cpu"))
-    batch = bc.sample(transitions, bc.Args(batch_size=2000), torch.Generator().manual_seed(0))
-    torch.testing.assert_close(batch.action[:, 0], batch.observation[:, 0] + batch.observation[:, 1] / 10)
-    pairs, counts = batch.observation.unique(dim=0, return_counts=True)
-    assert len(pairs) == 9 and counts.min() > 150  # each of the 3 + 5 + 1 transitions, equally often
-    assert len(transitions.states) == 12  # the last states count for the mean and the standard deviation
+@pytest.mark.parametrize("shape, random_shift", [((6,), 0), (IMAGE, 2)])
+def test_update_goes_along_the_gradient_of_the_shifted_batch(shape, random_shift):
+    """Twice, so that gradients that added up would show."""
+    generator = torch.Generator().manual_seed(0)
+    mean, std = torch.full(shape, 100.0 if random_shift else 0.0), torch.full(shape, 70.0 if random_shift else 1.0)
+    encoder = bc.Encoder(mean, std, bc.Args(random_shift=random_shift, channels=4), generator)
+    actor, batch = bc.Actor(encoder, BOUNDS, 32, generator), make_batch(shape, random_shift=random_shift, edge=0.99)
+    randomise(actor)
+    optimizer, parameters = torch.optim.SGD(actor.parameters(), 1e-3), list(actor.parameters())
+    for _ in range(2):
+        features = features_of(actor.encoder, batch.observation, batch.shift, random_shift)
+        mean, std = actor.net(features).chunk(2, -1)
+        std = torch.nn.functional.softplus(std) + 0.1
+        x = torch.atanh(batch.action)
+        log_prob = torch.distributions.Normal(mean, std).log_prob(x) - torch.log(1 - batch.action**2)
+        gradients = torch.autograd.grad(-log_prob.sum(-1).mean(), parameters)
+        before = [parameter.detach().clone() for parameter in parameters]
+        bc.update(batch, actor, optimizer)
+        for parameter, gradient, old in zip(parameters, gradients, before):
+            assert gradient.abs().sum() > 0
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(parameter.detach(), old - 1e-3 * gradient)
+
+
+@pytest.mark.parametrize("shape, random_shift", [((6,), 0), (IMAGE, 2)])
+def test_measure_against_an_independent_computation(shape, random_shift):
+    """In float64, by numpy; metrics of images are measured without the random shift."""
+    actor, batch = make_actor(bc, shape=shape), make_batch(shape, random_shift=random_shift)
+    randomise(actor)
+    metrics = bc.measure(batch, actor)
+    features = actor.encoder(batch.observation).detach().double().numpy()
+    mean, std = np.split(perceptron(actor.net, features), 2, axis=1)
+    std, action = np.logaddexp(0, std) + 0.1, batch.action.double().numpy()
+    expected = {"bc_loss": -log_density(action, mean, std).mean(), "policy_std": std.mean()}
+    expected["action_error"] = np.abs(np.tanh(mean) - action).mean()
+    assert metrics == pytest.approx(expected, rel=1e-3) and all(type(x) is float for x in metrics.values())
 
 
 def test_learns_what_the_data_do(reach_dataset, tmp_path):

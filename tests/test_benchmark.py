@@ -1,16 +1,24 @@
-"""The benchmark's launcher: results beside each other, resumed where it was stopped, and no failure swallowed."""
+"""The benchmark: runs beside each other, no failure swallowed; intervals of known cases; tables; what it measures."""
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gl import require_gl
+from scipy.stats import binom, binomtest
+
+import common
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmark"))
+import failures
 import report
 import run as benchmark
 
@@ -25,6 +33,9 @@ def launch(monkeypatch, tmp_path, commands, *flags):
     return stopped.value.code
 
 
+# ---------------------------------------------------------------------------------------------------------------- runs
+
+
 def test_a_failed_run_fails_the_benchmark_and_what_is_done_stays_done(monkeypatch, tmp_path, reach_dataset, capsys):
     flags = ["--gradient-steps", "2", "--eval-interval", "0", "--eval-episodes", "1", "--dataset", str(reach_dataset)]
     commands = {"bad": ["bc.py", "--env-id", "Nope"], "good": ["bc.py", *flags]}
@@ -32,14 +43,52 @@ def test_a_failed_run_fails_the_benchmark_and_what_is_done_stays_done(monkeypatc
     assert "failed: python bc.py --env-id Nope" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["good.json"]
     result = json.loads((tmp_path / "x" / "good.json").read_text())
-    assert result["gradient_steps"] == 2 and len(result["episodes"]["success"]) == 1
-
-    (tmp_path / "x" / "good.json").write_text("{}")
-    assert launch(monkeypatch, tmp_path, {"good": commands["good"]}, "--redo") == 0
-    assert json.loads((tmp_path / "x" / "good.json").read_text())["gradient_steps"] == 2
+    assert result["args"]["gradient_steps"] == 2 and len(result["episodes"]["success"]) == 1
+    assert result["args"]["dataset"] == reach_dataset.name and result["args"]["run_dir"] == "good"  # no machine's paths
 
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("it ran again what is done"))
     assert launch(monkeypatch, tmp_path, {"good": commands["good"]}) == 0
+
+
+SCRIPT = """
+import json, os, pathlib, sys, time
+place = pathlib.Path(sys.argv[-1])
+start = time.time()
+time.sleep(1)
+place.mkdir(parents=True, exist_ok=True)
+times = {"start": start, "end": time.time(), "threads": os.environ["OMP_NUM_THREADS"]}
+for name in ("result.json", "metadata.json"):
+    (place / name).write_text(json.dumps(times))
+"""
+
+
+def test_two_jobs_run_beside_each_other_with_one_thread_each_but_nothing_beside_a_dataset(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark, "ROOT", tmp_path)
+    for name in ("method.py", "collect_data.py"):
+        (tmp_path / name).write_text(SCRIPT)
+    method, data = ["method.py"], ["collect_data.py"]
+    commands = {"a": method, "b": method, "data": data, "c": method, "d": method, "e": method}
+    assert launch(monkeypatch, tmp_path / "results", commands, "--jobs", "2") == 0
+    times = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results" / "x").iterdir()}
+    assert set(times) == set(commands) and {t["threads"] for t in times.values()} == {"1"}
+    together = {
+        frozenset((x, y))
+        for x, first in times.items()
+        for y, second in times.items()
+        if x != y and first["start"] < second["end"] and second["start"] < first["end"]
+    }
+    assert frozenset("ab") in together and frozenset("cd") in together
+    assert not any("data" in pair for pair in together)
+    assert all(
+        sum(t["start"] <= moment < t["end"] for t in times.values()) <= 2
+        for moment in [t["start"] for t in times.values()]
+    )
+    before = (tmp_path / "results" / "x" / "a.json").read_text()
+    assert launch(monkeypatch, tmp_path / "results", {"a": method}) == 0
+    assert (tmp_path / "results" / "x" / "a.json").read_text() == before
+    assert launch(monkeypatch, tmp_path / "results", {"a": method}, "--redo") == 0
+    assert (tmp_path / "results" / "x" / "a.json").read_text() != before
+    assert launch(monkeypatch, tmp_path, {}, "--jobs", "0") == "error: --jobs is 0; it must be 1 or more."
 
 
 def test_every_method_has_every_task_and_seed_with_the_same_steps():
@@ -53,14 +102,26 @@ def test_every_method_has_every_task_and_seed_with_the_same_steps():
             assert command[1:] == state[f"bc-{task}-{seed}"][1:]
 
 
+def test_commands_parse():
+    import importlib
+
+    import tyro
+
+    for commands in benchmark.experiments().values():
+        for script, *flags in commands.values():
+            if script != "benchmark/run.py":
+                tyro.cli(importlib.import_module(script.removesuffix(".py")).Args, args=flags)
+
+
 def test_datasets_have_as_many_episodes_as_in_the_tables():
+    """The number belongs to the task; no command has one of its own."""
     results = {path.stem: json.loads(path.read_text()) for path in (benchmark.RESULTS / "data").glob("*.json")}
     commands = benchmark.experiments()["data"]
-    assert set(benchmark.STATE_TASKS) <= set(results) <= set(commands)
-    for task, metadata in results.items():
-        command = commands[task]
-        assert int(command[command.index("--num-episodes") + 1]) == metadata["num_episodes"]
-        assert metadata["num_episodes"] == (2000 if task.startswith("Sawyer") else 4000)
+    assert set(benchmark.STATE_TASKS) <= set(results) <= set(commands) == set(common.TASKS)
+    for task, command in commands.items():
+        assert command == ["collect_data.py", "--env-id", task, "--overwrite"]
+        assert common.TASKS[task].num_episodes == (2000 if task.startswith("Sawyer") else 4000)
+        assert task not in results or results[task]["num_episodes"] == common.TASKS[task].num_episodes
 
 
 def test_dataset_counts_as_done_only_if_it_is_there(monkeypatch, tmp_path, capsys):
@@ -81,7 +142,7 @@ def test_dataset_counts_as_done_only_if_it_is_there(monkeypatch, tmp_path, capsy
 
 def test_ctrl_c_waits_for_the_runs_and_says_one_sentence(tmp_path, reach_dataset):
     """The signal goes to the whole group of processes, as from a terminal."""
-    flags = f"--gradient-steps 1000000 --eval-interval 0 --dataset {reach_dataset}".split()
+    flags = f"--gradient-steps 1000000 --log-interval 5 --eval-interval 0 --dataset {reach_dataset}".split()
     code = f"import run; run.RESULTS = run.Path({str(tmp_path)!r}); "
     code += f"run.experiments = lambda: {{'x': {{'long': ['bc.py', *{flags!r}]}}}}; run.main()"
     process = subprocess.Popen(
@@ -98,17 +159,271 @@ def test_ctrl_c_waits_for_the_runs_and_says_one_sentence(tmp_path, reach_dataset
     assert message.splitlines()[-1] == "error: interrupted; what is done stays done." and "Traceback" not in message
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # nobody of the group is left
-    assert "interrupted at step" in next(tmp_path.glob("benchmark-*/long.log")).read_text()  # the run ended by itself
+    log = next(tmp_path.glob("benchmark-*/long.log")).read_text()
+    assert "error: interrupted" in log and "Traceback" not in log  # the run ended by itself
+    assert not (tmp_path / "x").exists()
+
+
+def test_random_actions_have_the_starts_of_the_evaluations(tmp_path):
+    benchmark.play_randomly("FetchReach", tmp_path / "run")
+    benchmark.archive(tmp_path / "run" / "result.json", tmp_path / "archived.json")
+    result = json.loads((tmp_path / "archived.json").read_text())
+    assert result["episodes"]["seed"] == [common.episode_seed(0, "evaluation", i) for i in range(100)]
+    assert len(report.outcomes(result, "success")) == 100  # they differ, although they start alike
+    assert result["success_rate"] <= 0.05 and result["success_interval"][1] < 0.15
+
+
+def test_results_hold_no_path_of_a_machine():
+    paths = list(report.RESULTS.rglob("*.json"))
+    assert len(paths) > 50
+    for path in paths:
+        assert not re.search(r'"/|"[A-Z]:\\\\', path.read_text()), path
+
+
+# ----------------------------------------------------------------------------------------------------------- intervals
+
+
+def seed_outcomes(*rates, episodes=100):
+    """Outcomes of seeds that succeed in exactly these shares of their episodes."""
+    return [np.arange(episodes) < round(rate * episodes) for rate in rates]
+
+
+def wilson(successes, episodes):
+    interval = binomtest(successes, episodes).proportion_ci(method="wilson")
+    return interval.low, interval.high
+
+
+def test_equal_episodes_count_once():
+    flags = {"success": [True] * 100, "final_success": [True, False] * 50}
+    same, pairs = {"episode": [0] * 100}, {"episode": np.arange(100).tolist()}
+    assert report.outcomes({"episodes": flags | same}, "success").tolist() == [1.0]
+    assert report.outcomes({"episodes": flags | pairs}, "final_success").tolist() == [1.0, 0.0] * 50
+    old = {env_id: {"episodes": flags, "args": {"env_id": env_id}} for env_id in ("FetchReach", "FetchPush")}
+    assert len(report.outcomes(old["FetchReach"], "success")) == 1
+    assert len(report.outcomes(old["FetchPush"], "success")) == 100
+    assert len(report.outcomes({"episodes": flags}, "success")) == 100  # of random actions
+
+
+def test_where_all_outcomes_agree_the_interval_is_wilsons_of_the_distinct_episodes():
+    assert report.rate_interval([np.ones(1)] * 3) == pytest.approx((1, *wilson(3, 3)))  # FetchReach, three seeds
+    assert report.rate_interval([np.zeros(1)] * 3) == pytest.approx((0, *wilson(0, 3)))
+    assert report.rate_interval(seed_outcomes(1, 1, 1)) == pytest.approx((1, *wilson(300, 300)))
+    rate, low, high = report.rate_interval([np.ones(1), np.ones(1), np.zeros(1)])
+    assert (rate, low, high) == pytest.approx((2 / 3, 0, 1))  # 1 of 27 draws has the failed seed three times
+
+
+def test_one_seed_and_equal_seeds_have_the_interval_of_their_episodes():
+    """The bootstrap's distribution is then that of a binomial: of 100 episodes, and of 300."""
+    for seeds in (1, 3):
+        rate, low, high = report.rate_interval(seed_outcomes(*[0.8] * seeds))
+        n = 100 * seeds
+        assert rate == pytest.approx(0.8)
+        assert (low, high) == pytest.approx(binom.ppf([0.025, 0.975], n, 0.8) / n, abs=0.005)
+
+
+def test_intervals_widen_with_the_spread_of_seeds_and_are_the_same_every_time():
+    spreads = [(0.8, 0.8, 0.8), (0.75, 0.8, 0.85), (0.7, 0.8, 0.9), (0.6, 0.8, 1.0)]
+    results = [report.rate_interval(seed_outcomes(*rates)) for rates in spreads]
+    assert [rate for rate, _, _ in results] == pytest.approx([0.8] * 4)
+    widths = [high - low for _, low, high in results]
+    assert widths == sorted(widths) and widths[3] > 2 * widths[0]
+    assert results == [report.rate_interval(seed_outcomes(*rates)) for rates in spreads]
+    # Of a seed with few episodes the rate weighs as much, and is known less well.
+    few = [*seed_outcomes(0.8, 0.8), *seed_outcomes(0.8, episodes=5)]
+    assert report.rate_interval(few)[0] == pytest.approx(0.8) and np.diff(report.rate_interval(few)[1:]) > widths[0]
+
+
+def test_coverage_on_simulated_data(monkeypatch):
+    """Ten seeds of 100 episodes, true rates Beta with mean 0.8 and deviation 0.1: pooled episodes would not do."""
+    monkeypatch.setattr(report, "RESAMPLES", 1000)
+    rng, trials, hits = np.random.default_rng(0), 200, {"rate": 0, "difference": 0, "pooled": 0}
+    for _ in range(trials):
+        first, second = (
+            [rng.random(100) < rate for rate in rng.beta(0.8 * 15, 0.2 * 15, size=10)] for _ in range(2)
+        )  # a variance of 0.8 * 0.2 / (15 + 1)
+        _, low, high = report.rate_interval(first)
+        hits["rate"] += low <= 0.8 <= high
+        _, low, high = report.difference_interval(first, second)
+        hits["difference"] += low <= 0 <= high
+        low, high = wilson(int(np.sum(first)), 1000)
+        hits["pooled"] += low <= 0.8 <= high
+    coverage = {name: count / trials for name, count in hits.items()}
+    assert 0.88 < coverage["rate"] < 0.98 and 0.88 < coverage["difference"] < 0.99 and coverage["pooled"] < 0.7
+
+
+def test_differences():
+    high, low = seed_outcomes(0.9, 0.92, 0.88), seed_outcomes(0.5, 0.55, 0.45)
+    difference, lower, upper = report.difference_interval(high, low)
+    assert difference == pytest.approx(0.4) and 0.3 < lower < 0.35 and 0.45 < upper < 0.5
+    assert report.difference_interval(low, high) == pytest.approx((-difference, -upper, -lower), abs=0.01)
+    widths = [np.diff(report.rate_interval(seeds)[1:])[0] for seeds in (high, low)]
+    assert upper - lower == pytest.approx(np.hypot(*widths), rel=0.1)  # two independent resamplings
+    assert report.difference_interval(high, high)[0] == 0
+    # Newcombe 1998, table II: 10 of 10 against 0 of 10 is 1.0 [0.6075, 1.0].
+    assert report.difference_interval([np.ones(10)], [np.zeros(10)]) == pytest.approx((1, 0.6075, 1), abs=1e-4)
+    one_constant = report.difference_interval(seed_outcomes(1, 1, 1), low)
+    assert one_constant[0] == pytest.approx(0.5) and 0.4 < one_constant[1] < 0.5 < one_constant[2] < 0.6
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def rows(text):
+    """The rows of a table, without its caption and heading."""
+    return [line for line in text.splitlines() if line.startswith("|")][2:]
 
 
 def test_rows_without_results_are_left_out(monkeypatch, tmp_path):
-    rows = {name: table().splitlines()[2:] for name, table in report.TABLES.items()}
+    full = {name: rows(table()) for name, table in report.TABLES.items()}
     (tmp_path / "state").mkdir()
     for seed in (0, 1, 2):
-        path = Path("state") / f"oril-FetchPush-{seed}.json"
-        (tmp_path / path).write_text((report.RESULTS / path).read_text())
+        for method in ("laeo", "bc"):
+            path = Path("state") / f"{method}-FetchPush-{seed}.json"
+            (tmp_path / path).write_text((report.RESULTS / path).read_text())
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    partial = {name: table().splitlines()[2:] for name, table in report.TABLES.items()}
-    assert partial.pop("behavior") == rows["behavior"]  # of the policies, not of results
-    assert partial.pop("state") == [row for row in rows["state"] if row.startswith("| FetchPush | ORIL |")]
+    partial = {name: rows(table()) for name, table in report.TABLES.items()}
+    assert partial.pop("behavior") == full["behavior"]  # of the policies, not of results
+    mine = [row for row in full["state"] if re.match(r"\| FetchPush \| (LAEO|BC) \|", row)]
+    assert partial.pop("state") == mine and len(mine) == 2
+    mine = [row for row in full["differences"] if row.startswith("| FetchPush | LAEO - BC |")]
+    assert partial.pop("differences") == mine and len(mine) == 1
     assert partial == {name: [] for name in partial}
+
+
+def test_every_table_says_how_its_intervals_are_made_and_has_both_measures():
+    for name, table in report.TABLES.items():
+        caption, heading = table().split("\n\n|")[0], next(x for x in table().splitlines() if x.startswith("|"))
+        if name not in ("behavior", "threads", "camera"):
+            assert "bootstrap" in caption or "Wilson" in caption, name
+        if name not in ("threads", "camera"):
+            assert re.search("any step.*last step|any / last", heading), name
+        assert all(row.count("|") == heading.count("|") for row in rows(table())), name
+
+
+def test_fetch_reach_counts_its_seeds_and_not_its_episodes():
+    reach = [row for row in rows(report.state_table()) if row.startswith("| FetchReach |")]
+    low = wilson(3, 3)[0]
+    same = [row for row in reach if "**1.000 " in row or "**0.000 " in row]  # others have outcomes that differ
+    assert same and all(f"1.000 [{low:.3f}, 1.000]" in row or f"0.000 [0.000, {1 - low:.3f}]" in row for row in same)
+
+
+def test_tables_are_written_into_the_readme_and_the_docs_or_into_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "TABLES", {"x": lambda: "of x", "y": lambda: "of y"})
+    (tmp_path / "docs").mkdir()
+    text = "before\n<!-- {} -->\nold\n<!-- end -->\nafter <!-- a comment -->\n"
+    (tmp_path / "README.md").write_text(text.format("x"))
+    (tmp_path / "docs" / "a.md").write_text(text.format("y") + text.format("z"))
+    with pytest.raises(common.UserError, match=r"docs/a.md: there is no table 'z'; the tables are x, y"):
+        report.write()
+    assert "old" in (tmp_path / "README.md").read_text()
+    (tmp_path / "docs" / "a.md").write_text(text.format("y"))
+    report.write()
+    for path, name in (("README.md", "x"), ("docs/a.md", "y")):
+        expected = f"before\n<!-- {name} -->\nof {name}\n<!-- end -->\nafter <!-- a comment -->\n"
+        assert (tmp_path / path).read_text() == expected == report.fill(expected)
+
+
+def test_camera_table_is_made_from_its_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    ratios = {"FetchReachImage": {"steps": 1.25, "pictures": 2}, "FetchPushImageOccluded": None}
+    content = {
+        "what": "speed",
+        "how": "medians on EGL",
+        "ratios": {"x": ratios},
+        "removed": {"how": "old", "y": ratios},
+    }
+    (tmp_path / "camera.json").write_text(json.dumps(content))
+    caption, _, *lines = report.camera_table().splitlines()
+    assert caption == "Speed: medians on EGL."
+    assert lines[0] == "| measure | FetchReachImage | FetchPushImage | FetchPushImageOccluded |"
+    assert lines[2:] == ["| x | 1.25 / 2.00 |  |  |", "| y (removed) | 1.25 / 2.00 |  |  |"]
+
+
+# -------------------------------------------------------------------------------------------------------- measurements
+
+
+def test_threads_are_measured_on_data_or_else_on_random_numbers(monkeypatch, tmp_path, capsys):
+    import threads
+
+    rng = np.random.default_rng(0)
+    observations, actions = rng.normal(size=(4, 11, 25)), rng.uniform(-1, 1, (4, 10, 4))
+    common.save_dataset(tmp_path / "FetchPush-medium", observations, actions, rng.normal(size=(200, 25)))
+    monkeypatch.setattr(threads, "BATCH_SIZES", {"FetchPush": 4, "FetchPushImage": 2})
+    monkeypatch.setattr(threads, "SETTINGS", [(1, ""), (2, "passive")])
+    args = threads.Args(rounds=1, seconds=0.01, datasets=tmp_path, output=tmp_path / "threads.json")
+    result = threads.main(args)
+    assert json.loads(args.output.read_text()) == result and result["machine"]["cores"] >= 1
+    assert "FetchPushImage is measured with random numbers" in capsys.readouterr().out
+    assert [row["data"] for row in result["rows"]] == ["FetchPush-medium"] * 2 + ["random"] * 2
+    assert all(len(row[side]) == 1 and row[side][0] > 0 for row in result["rows"] for side in ("alone", "beside"))
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    table = rows(report.threads_table())
+    assert len(table) == 4 and "| FetchPush, batch 4 | 2 | passive |" in table[1]
+    assert "random numbers" in table[2] and "random numbers" not in table[1]
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with threads.start_worker("passive") as worker:
+        assert [worker.submit(os.getenv, name).result() for name in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")] == [
+            "passive",
+            None,
+        ]
+    assert os.environ["OMP_NUM_THREADS"] == "1" and "OMP_WAIT_POLICY" not in os.environ
+
+
+def test_busy_process_is_busy_and_ends():
+    import threads
+
+    with threads.busy_process():
+        children = subprocess.run(
+            ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True
+        )
+        assert "getppid" in children.stdout
+    children = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True)
+    assert "getppid" not in children.stdout
+
+
+def test_failures_are_where_failed_episodes_started(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(failures, "RESULTS", tmp_path)
+    with pytest.raises(common.UserError, match="no result in benchmark/results/state begins with x"):
+        failures.main("x")
+    (tmp_path / "state").mkdir()
+    episodes = {"seed": [1, 2, 3], "success": [True, True, False], "final_success": [True, False, False]}
+    result = {"args": {"env_id": "FetchPush"}, "episodes": episodes}
+    (tmp_path / "state" / "laeo-FetchPush-0.json").write_text(json.dumps(result))
+    failures.main("laeo")
+    first, *starts = capsys.readouterr().out.splitlines()
+    assert first == "laeo-FetchPush-0: of 3 episodes 1 never solved, 2 not at the last step"
+    env = common.make_env("FetchPush")
+    for seed, when in ((2, "before the end"), (3, "never")):
+        block = env.reset(seed=seed)[0][3:6]
+        assert f"    {block[0]:.3f} {block[1]:.3f} {block[2]:.3f} {when}" in starts
+    env.close()
+    assert len(starts) == 2
+
+
+def test_pictures_are_of_success_examples(tmp_path, reach_dataset):
+    import pictures
+
+    require_gl()
+    for env_id in ("FetchReach", "FetchReachImage"):
+        picture = np.asarray(pictures.success_picture(env_id, reach_dataset.parent))
+        assert picture.shape == (pictures.SIZE, pictures.SIZE, 3) and picture.std() > 10
+    blocks = picture.reshape(64, 3, 64, 3, 3)  # the policy's pixels, each three by three
+    assert (blocks == blocks[:, :1, :, :1]).all()
+
+    copy = shutil.copytree(reach_dataset, tmp_path / reach_dataset.name)
+    np.save(copy / "actions.npy", np.zeros_like(np.load(copy / "actions.npy")))
+    with pytest.raises(common.UserError, match="cannot be played again"):
+        pictures.success_picture("FetchReach", tmp_path)
+    with pytest.raises(common.UserError, match="there is no dataset"):
+        pictures.success_picture("FetchPush", tmp_path)
+
+
+def test_occlusion_is_a_share_of_the_blocks_own_pixels():
+    import occlusion
+
+    require_gl()
+    found = occlusion.shares(occlusion.robot_tasks.VIEWS["FetchPushImageOccluded"], 1)
+    both = np.concatenate([found[True], found[False]])
+    assert 0 < len(both) <= 51 and both.min() >= 0 and both.max() <= 1

@@ -1,5 +1,6 @@
-"""The data-collecting agent, its checkpoints, and the datasets that are rolled out from them."""
+"""The datasets that are rolled out from the policies in behavior/, and what is left when this is interrupted."""
 
+import contextlib
 import dataclasses
 import os
 import resource
@@ -7,10 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -18,180 +21,7 @@ import collect_data
 import common
 
 SCRIPT = Path(collect_data.__file__)
-
 STATE_TASKS = [env_id for env_id, task in common.TASKS.items() if task.state_task is None]
-
-
-# ------------------------------------------------------------------------------------------- networks, losses, batches
-
-
-def test_actor_density_is_the_normal_density_times_the_jacobian_of_tanh():
-    actor = collect_data.Actor(4, 3, 2, 16, torch.Generator().manual_seed(0)).double()
-    generator = torch.Generator().manual_seed(1)
-    observation, goal, noise = (torch.randn(50, n, generator=generator, dtype=torch.float64) for n in (4, 3, 2))
-    mean, std = actor(observation, goal)
-    log_prob = collect_data.tanh_normal_log_prob(mean + std * noise, std, noise)
-    normal = torch.distributions.Normal(mean, std)
-    tanh_normal = torch.distributions.TransformedDistribution(normal, torch.distributions.TanhTransform())
-    expected = tanh_normal.log_prob(actor.sample(observation, goal, noise)).sum(-1)
-    torch.testing.assert_close(log_prob, expected, rtol=1e-8, atol=1e-8)
-
-
-def test_losses_match_their_closed_forms():
-    generator = torch.Generator().manual_seed(2)
-    phi, psi = (torch.randn(2, 5, 3, generator=generator, dtype=torch.float64) for _ in range(2))
-    log_prob = torch.randn(5, generator=generator, dtype=torch.float64)
-    logits = np.einsum("kir,kjr->kij", phi.numpy(), psi.numpy())
-    signs = np.where(np.eye(5), -1, 1)
-    assert collect_data.critic_loss(phi, psi).item() == pytest.approx(
-        np.log1p(np.exp(signs * logits)).mean(), rel=1e-12
-    )
-    value = [min(logits[0, i, i], logits[1, i, i]) for i in range(5)]
-    loss = collect_data.actor_loss(phi, psi, log_prob, torch.tensor(0.3, dtype=torch.float64)).item()
-    assert loss == pytest.approx(np.mean(0.3 * log_prob.numpy() - value), rel=1e-12)
-
-
-def test_goals_come_from_the_truncated_geometric_law_of_the_same_episode():
-    steps, discount, draws = 6, 0.7, 100_000
-    replay = collect_data.ReplayBuffer(10, steps, 4, 2, slice(1, 4))
-    observations = np.zeros((3, steps + 1, 4), np.float32)
-    observations[..., 0] = observations[..., 1] = np.arange(steps + 1)
-    observations[..., 2] = np.arange(3)[:, None]
-    actions = np.arange(3 * steps * 2, dtype=np.float32).reshape(3, steps, 2)
-    replay.add(observations[:2], actions[:2])
-    replay.add(observations[2:], actions[2:])
-    observation, action, goal = replay.sample(draws, discount, torch.Generator().manual_seed(0))
-    episode, t, future = observation[:, 2].long(), observation[:, 0].long(), goal[:, 0].long()
-    assert torch.equal(observation[:, 2], goal[:, 1])
-    assert torch.equal(action, torch.from_numpy(actions)[episode, t])
-    assert (future > t).all() and (future <= steps).all()
-    statistic = cells = 0
-    for start in range(steps):
-        law = discount ** np.arange(steps - start)
-        for k, expected in enumerate(draws / steps * law / law.sum()):
-            statistic += (((t == start) & (future == start + 1 + k)).sum().item() - expected) ** 2 / expected
-            cells += 1
-    assert abs(statistic - (cells - 1)) < 4 * np.sqrt(2 * (cells - 1))
-
-
-def test_each_loss_reaches_only_its_own_network():
-    generator = torch.Generator().manual_seed(3)
-    actor = collect_data.Actor(4, 3, 2, 16, generator)
-    critic = collect_data.Critic(4, 3, 2, 16, 8, generator)
-    log_alpha = torch.tensor(0.5, requires_grad=True)
-    batch = tuple(torch.randn(9, n, generator=generator) for n in (4, 2, 3))
-    optimizer = torch.optim.SGD([*actor.parameters(), *critic.parameters(), log_alpha], lr=0.0)
-    args = collect_data.Args(target_entropy=0.7)
-    collect_data.update(batch, actor, critic, log_alpha, optimizer, args, torch.Generator().manual_seed(4))
-    observation, action, goal = batch
-    loss = collect_data.critic_loss(critic.phi(observation, action), critic.psi(goal))
-    for parameter, gradient in zip(critic.parameters(), torch.autograd.grad(loss, list(critic.parameters()))):
-        torch.testing.assert_close(parameter.grad, gradient)
-    noise = torch.randn(9, 2, generator=torch.Generator().manual_seed(4))
-    mean, std = actor(observation, goal)
-    log_prob = collect_data.tanh_normal_log_prob(mean + std * noise, std, noise)
-    value = (
-        (critic.phi(observation, actor.sample(observation, goal, noise)) * critic.psi(goal).detach()).sum(-1).amin(0)
-    )
-    loss = (log_alpha.detach().exp() * log_prob - value).mean()
-    for parameter, gradient in zip(actor.parameters(), torch.autograd.grad(loss, list(actor.parameters()))):
-        torch.testing.assert_close(parameter.grad, gradient)
-    # The entropy coefficient grows while the entropy, -log_prob, is below its target.
-    expected = log_alpha.exp().item() * (-log_prob.mean().item() - 0.7)
-    assert log_alpha.grad.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_random_goals_are_those_of_other_rows():
-    """With a share of 0.5, the first half of the actor's goals is rolled by one row, and their representations too."""
-    generator = torch.Generator().manual_seed(3)
-    actor = collect_data.Actor(4, 3, 2, 16, generator)
-    critic = collect_data.Critic(4, 3, 2, 16, 8, generator)
-    log_alpha = torch.tensor(float("-inf"), requires_grad=True)
-    batch = tuple(torch.randn(8, n, generator=generator) for n in (4, 2, 3))
-    optimizer = torch.optim.SGD([*actor.parameters(), *critic.parameters(), log_alpha], lr=0.0)
-    args = collect_data.Args(random_goals=0.5, entropy_coefficient=0.0)
-    collect_data.update(batch, actor, critic, log_alpha, optimizer, args, torch.Generator().manual_seed(4))
-    observation, _, goal = batch
-    goal = torch.cat([goal[-1:], goal[:3], goal[4:]])
-    noise = torch.randn(8, 2, generator=torch.Generator().manual_seed(4))
-    value = (critic.phi(observation, actor.sample(observation, goal, noise)) * critic.psi(goal)).sum(-1).amin(0)
-    for parameter, gradient in zip(actor.parameters(), torch.autograd.grad(-value.mean(), list(actor.parameters()))):
-        torch.testing.assert_close(parameter.grad, gradient)
-    assert log_alpha.grad is None  # a fixed coefficient stays
-
-
-# ------------------------------------------------------------------------------------------------------------ the agent
-
-
-@pytest.mark.parametrize("env_id", STATE_TASKS)
-def test_scripted_controller_solves_the_task(env_id):
-    task, env = common.TASKS[env_id], common.make_env(env_id)
-    solved = 0
-    for seed in range(8):
-        observation, _ = env.reset(seed=seed)
-        for _ in range(task.max_episode_steps):
-            action = collect_data.scripted_action(env_id, observation, np.array(task.desired_goal))
-            assert action.shape == (4,) and np.abs(action).max() <= 1
-            observation, _, _, _, info = env.step(action.astype(np.float32))
-        solved += info["success"]
-    assert solved >= 7
-
-
-@pytest.mark.parametrize("env_id", ["SawyerWindowOpen", "SawyerDrawerClose"])
-def test_desired_goals_of_sawyer_are_where_the_solved_object_rests(env_id):
-    task, env = common.TASKS[env_id], common.make_env(env_id)
-    observation, _ = env.reset(seed=0)
-    for _ in range(task.max_episode_steps):
-        action = collect_data.scripted_action(env_id, observation, np.array(task.desired_goal))
-        observation, _, _, _, info = env.step(action.astype(np.float32))
-    assert info["success"]
-    assert np.abs(observation[task.achieved_goal] - task.desired_goal).max() < 0.01
-
-
-SMALL_AGENT = {"train_steps": 400, "warmup_steps": 10, "seed_episodes": 3, "num_envs": 2, "hidden_dim": 16}
-
-
-@pytest.fixture(scope="module")
-def small_agent():
-    return collect_data.train_agent(collect_data.Args(env_id="FetchReach", **SMALL_AGENT))
-
-
-def test_training_the_agent_gives_the_same_bits_again(small_agent):
-    again = collect_data.train_agent(collect_data.Args(env_id="FetchReach", **SMALL_AGENT))
-    other = collect_data.train_agent(collect_data.Args(env_id="FetchReach", seed=1, **SMALL_AGENT))
-    one, two, three = (agent["checkpoints"][-1]["actor"] for agent in (small_agent, again, other))
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert not torch.equal(one["net.0.weight"], three["net.0.weight"])
-
-
-def test_checkpoints_go_from_untrained_to_the_last_step(small_agent):
-    steps = [checkpoint["gradient_steps"] for checkpoint in small_agent["checkpoints"]]
-    assert steps[0] == 0 and steps[-1] == 10 + 400 // 2
-    assert steps == sorted(set(steps)) and steps[-2] == steps[-1] // 2
-    assert small_agent["checkpoints"][-1]["env_steps"] == 400
-    first, last = (small_agent["checkpoints"][i]["actor"]["net.0.weight"] for i in (0, -1))
-    assert first.dtype == torch.float16 and not torch.equal(first, last)
-
-
-def test_the_papers_way_starts_from_random_actions_without_warm_up():
-    settings = {**SMALL_AGENT, "seed_episodes": 0, "warmup_steps": 2000, "train_steps": 100}
-    agent = collect_data.train_agent(collect_data.Args(env_id="FetchReach", **settings))
-    assert agent["seed_episodes_success_rate"] == 0.0  # random actions do not reach; the controller does
-    assert agent["checkpoints"][-1]["gradient_steps"] == 50
-
-
-def test_train_flag_writes_weights_that_the_next_command_rolls_out(tmp_path):
-    args = collect_data.Args(
-        env_id="SawyerDrawerClose", behavior_dir=tmp_path / "behavior", calibration_episodes=4, num_episodes=4,
-        output=tmp_path / "data", train=True, **{**SMALL_AGENT, "train_steps": 300},
-    )  # fmt: skip
-    try:
-        collect_data.collect(args)
-    except common.UserError as error:  # so short a training need not give policies good and bad enough to mix
-        assert "no mixture of checkpoints" in str(error)
-    behavior = common.load_weights(tmp_path / "behavior" / "SawyerDrawerClose.pt")
-    assert all(0 <= checkpoint["success_rate"] <= 1 for checkpoint in behavior["checkpoints"])
-    assert behavior["args"]["train_steps"] == 300 and behavior["versions"]["mujoco"] == "3.3.0"
 
 
 # ---------------------------------------------------------------------------------------------------------- the mixture
@@ -205,6 +35,8 @@ def test_mixture_has_the_wanted_rate_and_prefers_better_policies_for_more():
         assert weights @ rates == pytest.approx(target, abs=1e-6)
         order = np.diff(weights)
         assert (order >= 0).all() if target > np.mean(rates) else (order <= 0).all()
+        ratios = np.diff(np.log(weights)) / np.diff(rates)  # weights proportional to exp(beta * rate)
+        np.testing.assert_allclose(ratios, ratios[0], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(collect_data.mixture(rates, np.mean(rates)), 0.2, atol=1e-6)
 
 
@@ -229,40 +61,17 @@ def test_examples_are_drawn_from_all_solved_states_alike():
     assert len(counts) == len(solved) and counts.max() < 5 * examples.size / len(solved)
 
 
-# ------------------------------------------------------------------------------------------------ the shipped policies
-
-
-@pytest.mark.parametrize("env_id", STATE_TASKS)
-def test_shipped_policies_can_make_both_qualities(env_id):
-    behavior = common.load_weights(SCRIPT.parent / "behavior" / f"{env_id}.pt")
-    assert behavior["env_id"] == env_id
-    assert behavior["versions"]["mujoco"] == "3.3.0"
-    rates = [checkpoint["success_rate"] for checkpoint in behavior["checkpoints"]]
-    assert max(rates) >= 0.9
-    for quality, target in collect_data.SUCCESS_RATES.items():
-        weights = collect_data.mixture(rates, target)
-        assert weights @ rates == pytest.approx(target, abs=1e-6), quality
-
-
-def test_shipped_policies_are_small():
-    assert sum(path.stat().st_size for path in (SCRIPT.parent / "behavior").glob("*.pt")) < 15e6
-
-
-def test_shipped_policies_say_how_they_were_made_and_not_where():
-    for env_id in STATE_TASKS:
-        args = common.load_weights(SCRIPT.parent / "behavior" / f"{env_id}.pt")["args"]
-        assert args["env_id"] == env_id and args["train"] is True and args["seed"] == 0
-        assert not {"output", "behavior_dir"} & set(args)
-
-
-@pytest.mark.parametrize("env_id", STATE_TASKS)
-def test_best_shipped_policy_is_as_good_as_its_file_says(env_id):
-    behavior = common.load_weights(SCRIPT.parent / "behavior" / f"{env_id}.pt")
-    best = max(behavior["checkpoints"], key=lambda checkpoint: checkpoint["success_rate"])
-    env, actor = common.make_env(env_id), collect_data.load_actor(best)
-    episodes = 20
-    solved = sum(collect_data.roll_out(env, env_id, actor, seed)[2][1:].any() for seed in range(episodes))
-    assert solved / episodes > best["success_rate"] - 4 * (0.1 / episodes) ** 0.5
+def test_success_statistics_are_rates_with_wilson_intervals():
+    successes = np.zeros((40, 6), bool)
+    successes[:2, 0] = successes[5:15, 3] = successes[:10, -1] = True
+    statistics = collect_data.success_statistics(successes)
+    z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+    for name, k in (("initial_success", 2), ("success", 15), ("final_success", 10)):
+        rate, n = k / 40, 40
+        center = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
+        half = z * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+        assert statistics[f"{name}_rate"] == rate
+        assert statistics[f"{name}_interval"] == pytest.approx([center - half, center + half], rel=1e-9)
 
 
 # ----------------------------------------------------------------------------------------------------------- datasets
@@ -272,15 +81,17 @@ def read_files(path):
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
-def test_same_command_gives_the_same_bytes_with_any_number_of_workers(reach_dataset, tmp_path):
-    for workers in (1, 3):
-        args = collect_data.Args(num_episodes=40, output=tmp_path / str(workers), num_workers=workers)
-        collect_data.collect(args)
-        assert read_files(tmp_path / str(workers)) == read_files(reach_dataset)
+def test_same_command_gives_the_same_bytes_with_any_number_of_workers_and_in_a_thread(reach_dataset, tmp_path):
+    workers = 2 if len(os.sched_getaffinity(0)) == 1 else 1  # the fixture has one for each core
+    args = collect_data.Args(num_episodes=40, output=tmp_path / "data", num_workers=workers)
+    thread = threading.Thread(target=collect_data.collect, args=(args,))
+    thread.start()
+    thread.join()
+    assert read_files(tmp_path / "data") == read_files(reach_dataset)
 
 
 def test_other_seed_and_other_quality_give_other_episodes(reach_dataset, tmp_path):
-    common_args = collect_data.Args(num_episodes=12)
+    common_args = collect_data.Args(num_episodes=12, num_workers=1)
     observations = [np.load(reach_dataset / "observations.npy")[:12]]
     for i, change in enumerate(({"seed": 1}, {"quality": "hard"})):
         collect_data.collect(dataclasses.replace(common_args, output=tmp_path / str(i), **change))
@@ -299,14 +110,20 @@ def test_metadata_says_what_the_arrays_hold(reach_dataset):
         == {"observations", "actions", "lengths", "successes", "success_examples"}
         == set(metadata["sha256"])
     )
+    assert {path.name for path in reach_dataset.iterdir()} == {f"{name}.npy" for name in arrays} | {"metadata.json"}
     assert arrays["observations"].shape == (40, 51, 10) and arrays["actions"].shape == (40, 50, 4)
     assert (arrays["lengths"] == 50).all()
     successes = arrays["successes"]
     assert metadata["success_rate"] == successes[:, 1:].any(1).mean()
     assert metadata["final_success_rate"] == successes[:, -1].mean()
     assert metadata["initial_success_rate"] == successes[:, 0].mean() == 0
+    assert metadata["success_interval"][0] < metadata["success_rate"] < metadata["success_interval"][1]
     assert 0.15 < metadata["success_rate"] < 0.8  # 0.475 within four standard errors
     assert sum(metadata["behavior"]["episodes"]) == 40
+    assert metadata["behavior"]["file"] == "FetchReach.pt"
+    assert metadata["action_bounds"] == [[-1.0] * 4, [1.0] * 4]
+    assert metadata["versions"]["mujoco"] == "3.3.0"
+    assert "renderer" not in metadata  # nothing of it was rendered
     # FetchReach succeeds where the gripper, the first three numbers, is within 5 cm of the goal.
     distance = np.linalg.norm(arrays["observations"][..., :3] - (1.3, 0.3, 0.9), axis=-1)
     assert np.array_equal(distance < 0.05, successes)
@@ -315,16 +132,52 @@ def test_metadata_says_what_the_arrays_hold(reach_dataset):
     assert len(examples) == metadata["num_success_examples"] == min(1000, successes[:, 1:].sum())
 
 
+def test_dataset_can_be_loaded_and_verified(reach_dataset):
+    data = common.load_dataset(reach_dataset, "FetchReach", verify=True)
+    assert len(data.lengths) == 40 and not data.terminals.any()
+
+
 def test_stored_actions_lead_from_one_stored_observation_to_the_next(reach_dataset):
     """Replaying an episode's actions in a new environment from its seed gives its observations, to the bit."""
     observations, actions = (np.load(reach_dataset / f"{name}.npy") for name in ("observations", "actions"))
     env = common.make_env("FetchReach")
     for episode in (0, 7):
-        observation, _ = env.reset(seed=common.episode_seed("dataset", 0, episode))
+        observation, _ = env.reset(seed=common.episode_seed(0, "dataset", episode))
         assert np.array_equal(observation, observations[episode, 0])
         for t, action in enumerate(actions[episode]):
             observation, *_ = env.step(action)
             assert np.array_equal(observation, observations[episode, t + 1])
+
+
+def test_images_show_the_episodes_of_the_state_task_and_their_renderer_is_named(reach_dataset, tmp_path):
+    state = {path.stem: np.load(path) for path in reach_dataset.glob("*.npy")}
+    n = int(state["successes"][:, 1:].any(1).argmax()) + 1  # as many as it takes for one to succeed
+    args = collect_data.Args(env_id="FetchReachImage", num_episodes=n, output=tmp_path / "data", num_workers=1)
+    metadata = collect_data.collect(args)
+    for name in ("actions", "successes"):
+        assert np.array_equal(np.load(tmp_path / "data" / f"{name}.npy"), state[name][:n])
+    images = np.load(tmp_path / "data" / "observations.npy")
+    assert images.shape == (n, 51, 64, 64, 3) and images.dtype == np.uint8 and images.std() > 10
+    env = common.make_env("FetchReachImage")
+    assert metadata["renderer"] == env.unwrapped.camera.name and metadata["behavior"]["file"] == "FetchReach.pt"
+    env.close()
+
+
+@pytest.mark.parametrize("env_id", STATE_TASKS)
+@pytest.mark.parametrize("num_episodes", [None, 7])
+def test_default_number_of_episodes_is_that_of_the_task(tmp_path, monkeypatch, env_id, num_episodes):
+    played = []
+
+    def play_in_workers(setup, seed, checkpoints, num_workers):
+        played.append(len(checkpoints))
+        raise common.UserError("enough")
+
+    monkeypatch.setattr(collect_data, "play_in_workers", play_in_workers)
+    with pytest.raises(common.UserError, match="enough"):
+        collect_data.collect(collect_data.Args(env_id=env_id, num_episodes=num_episodes, output=tmp_path / "data"))
+    standard = {"FetchReach": 4000, "FetchPush": 4000, "SawyerWindowOpen": 2000, "SawyerDrawerClose": 2000}
+    assert played == [num_episodes or standard[env_id]]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_existing_dataset_is_kept_unless_told_otherwise(reach_dataset, tmp_path):
@@ -333,8 +186,9 @@ def test_existing_dataset_is_kept_unless_told_otherwise(reach_dataset, tmp_path)
     with pytest.raises(common.UserError, match="data exists; add --overwrite"):
         collect_data.collect(collect_data.Args(num_episodes=12, output=target))
     assert read_files(target) == read_files(reach_dataset)
-    collect_data.collect(collect_data.Args(num_episodes=12, output=target, overwrite=True))
+    collect_data.collect(collect_data.Args(num_episodes=12, output=target, overwrite=True, num_workers=1))
     assert common.read_metadata(target)["num_episodes"] == 12
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_directory_that_is_no_dataset_is_never_replaced(tmp_path):
@@ -344,15 +198,19 @@ def test_directory_that_is_no_dataset_is_never_replaced(tmp_path):
     assert (tmp_path / "precious").read_text() == "mine"
 
 
+# ----------------------------------------------------------------------------------------------------------- mistakes
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ({"env_id": "FetchPsh"}, "there is no task 'FetchPsh'; did you mean FetchPush"),
-        ({"quality": "easy"}, "there is no quality 'easy'; choose one of medium, hard"),
-        ({"num_episodes": 0}, "--num-episodes is 0; it must be 1 or more"),
-        ({"train_steps": -1}, "--train-steps is -1"),
+        ({"env_id": "FetchPsh"}, "--env-id is FetchPsh; there are policies for FetchReach, FetchPush, "),
+        ({"quality": "easy"}, "--quality is easy; choose one of medium, hard"),
+        ({"num_episodes": 0}, "--num-episodes is 0; it must be from 1 to"),
+        ({"num_workers": -1}, "--num-workers is -1; it must be from 0 to"),
         ({"seed": -1}, "--seed is -1; it must be from 0 to 4294967295"),
         ({"behavior_dir": Path("nowhere")}, "nowhere/FetchReach.pt is damaged or missing"),
+        ({"success_reward": 1.0}, "--success-examples and --success-reward need --from-minari"),
     ],
 )
 def test_mistakes_get_one_sentence(tmp_path, flags, message):
@@ -368,19 +226,28 @@ def test_policies_of_another_task_are_refused(tmp_path):
         collect_data.collect(collect_data.Args(env_id="FetchPush", behavior_dir=tmp_path, output=tmp_path / "data"))
 
 
-def test_interrupted_collection_leaves_nothing_behind(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--env-id", "FetchReach", "--output", str(tmp_path / "data")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.time() + 60
-    while not list(tmp_path.glob(".data.*")) and time.time() < deadline:
-        time.sleep(0.1)
-    time.sleep(5)
-    assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C reaches every process of the terminal
-    error = process.communicate(timeout=60)[1]
+def test_script_refuses_policies_with_other_parameters_in_one_sentence(tmp_path):
+    content = torch.load(SCRIPT.parent / "behavior" / "FetchReach.pt", weights_only=True)
+    for checkpoint in content["checkpoints"]:
+        checkpoint["actor"] = {f"module.{name}": value for name, value in checkpoint["actor"].items()}
+    torch.save(content, tmp_path / "FetchReach.pt")
+    command = [sys.executable, str(SCRIPT), "--behavior-dir", str(tmp_path), "--output", str(tmp_path / "data")]
+    process = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120)
     assert process.returncode == 1
-    assert error.splitlines()[-1] == f"interrupted: nothing was written to {tmp_path / 'data'}."
-    assert "Traceback" not in error
+    assert process.stderr.startswith(f"error: {tmp_path / 'FetchReach.pt'} is damaged or missing, or holds no policies")
+    assert process.stderr.count("\n") == 1
+
+
+def test_too_little_space_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=11_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    args = collect_data.Args(output=tmp_path / "new" / "data")
+    # 4,000 x (51 x 10 + 50 x 4) floats, 4,000 x 51 flags, 4,000 lengths and 1,000 examples
+    size = 4 * 4000 * (51 * 10 + 50 * 4) + 4000 * 51 + 4 * 4000 + 1000 * 10 * 4
+    sizes = f"takes {size / 1e6:.1f}MB, {(size - 11_000_000) / 1e3:.0f}kB more than {tmp_path} has left"
+    with pytest.raises(common.UserError, match=sizes) as caught:
+        collect_data.collect(args)
+    assert "0.0" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -399,3 +266,132 @@ def test_unwritable_output_gets_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(common.UserError, match="cannot write .*file/data"):
         collect_data.collect(collect_data.Args(num_episodes=4, output=tmp_path / "file" / "data"))
+
+
+def test_error_in_a_worker_is_raised_as_what_it_is(tmp_path):
+    setup = ("FetchReach", tmp_path / "FetchReach.pt", tmp_path)
+    with pytest.raises(common.UserError, match="FetchReach.pt is damaged or missing"):
+        collect_data.play_in_workers(setup, 0, np.zeros(100, int), 1)
+    assert not workers_of(psutil.Process())
+
+
+# ---------------------------------------------------------------------------------------------- killed and interrupted
+
+
+def workers_of(process):
+    workers = []
+    for child in psutil.Process(process.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # a helper that has ended meanwhile
+            workers += [child] if any("spawn_main" in word for word in child.cmdline()) else []
+    return workers
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.time() + seconds
+    while not (result := condition()):
+        assert time.time() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return result
+
+
+def first_episode_is_played(tmp_path):
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        (file,) = tmp_path.glob(".data.*.tmp/actions.npy")
+        return np.load(file, mmap_mode="r")[0].any()
+
+
+@contextlib.contextmanager
+def collection(tmp_path, num_workers=1, at_work=True):
+    """Collect 4,000 episodes; yield the process and its workers once these exist, or have played an episode."""
+    command = [sys.executable, str(SCRIPT), "--output", str(tmp_path / "data"), "--num-workers", str(num_workers)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    workers = []
+    try:
+        workers += wait_for(lambda: len(found := workers_of(process)) == num_workers and found)
+        if at_work:
+            wait_for(lambda: first_episode_is_played(tmp_path))
+        assert process.poll() is None
+        yield process, workers
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def assert_one_sentence_and_nothing_left(tmp_path, process, workers, sentence):
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    assert error.splitlines()[-1] == sentence
+    assert "Traceback" not in error and error.count("error: ") == 1
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", ["at work", "while the workers start"])
+def test_ctrl_c_leaves_nothing_behind(tmp_path, moment):
+    with collection(tmp_path, at_work=moment == "at work") as (process, workers):
+        os.killpg(process.pid, signal.SIGINT)  # Ctrl-C reaches every process of the terminal
+        sentence = f"error: interrupted: nothing was written to {tmp_path / 'data'}."
+        assert_one_sentence_and_nothing_left(tmp_path, process, workers, sentence)
+
+
+def test_sigterm_leaves_nothing_behind(tmp_path):
+    with collection(tmp_path) as (process, workers):
+        process.terminate()
+        sentence = f"error: interrupted: nothing was written to {tmp_path / 'data'}."
+        assert_one_sentence_and_nothing_left(tmp_path, process, workers, sentence)
+
+
+def test_killed_worker_ends_the_collection_at_once(tmp_path):
+    with collection(tmp_path, num_workers=2) as (process, workers):
+        workers[0].kill()
+        sentence = "error: a worker process has ended: it was killed, perhaps for lack of memory"
+        start = time.time()
+        error = process.communicate(timeout=120)[1]
+        assert time.time() - start < 30  # it was for ever
+        assert process.returncode == 1 and error.splitlines()[-1].startswith(sentence)
+        assert "Traceback" not in error and error.count("error: ") == 1
+        assert psutil.wait_procs(workers, timeout=30)[1] == []
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_of_a_killed_collection_end_and_the_next_one_removes_what_is_left(tmp_path):
+    with collection(tmp_path, num_workers=2) as (process, workers):
+        process.kill()
+        process.wait()
+        assert psutil.wait_procs(workers, timeout=30)[1] == []
+        (leftover,) = tmp_path.iterdir()
+        assert leftover.name.startswith(".data.") and sum(file.stat().st_size for file in leftover.iterdir()) > 1e6
+    collect_data.collect(collect_data.Args(num_episodes=4, output=tmp_path / "data", num_workers=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_sigterm_acts_as_before_when_a_collection_is_over(tmp_path):
+    for handler in (signal.SIG_DFL, lambda *_: None):
+        before = signal.signal(signal.SIGTERM, handler)
+        try:
+            with pytest.raises(KeyboardInterrupt, match="nothing was written to place"):
+                with collect_data.explain_interrupts("place"):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(1)
+            assert signal.getsignal(signal.SIGTERM) is handler
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def test_program_without_a_main_guard_gets_one_error(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import pathlib\nimport collect_data\nprint('started', flush=True)\n"
+        "collect_data.collect(collect_data.Args(output=pathlib.Path('data'), num_workers=2))\n"
+    )
+    process = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=120, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(SCRIPT.parent)},
+    )  # fmt: skip
+    assert process.returncode == 1
+    assert process.stderr.count("Traceback") == 1  # of the program's own
+    assert process.stderr.splitlines()[-1].startswith("common.UserError: a worker process has ended")
+    assert process.stderr.splitlines()[-1].endswith("outside of `if __name__ == '__main__':`, which is needed.")
+    assert process.stdout.count("started") <= 3  # itself and two workers, none of them twice
+    assert [path.name for path in tmp_path.iterdir()] == ["program.py"]

@@ -1,4 +1,7 @@
-"""LAEO: its losses and batches against independent computations, its theory on a small MDP, and its gradient step."""
+"""LAEO: its losses and batches against independent computations, its theory on a small MDP, and its gradient step.
+
+What all scripts have (encoder, standardisation, batches, learning rate) is tested here for each of them.
+"""
 
 import json
 
@@ -6,17 +9,98 @@ import numpy as np
 import pytest
 import torch
 from conftest import traceable_dataset
+from scipy.special import log_ndtr
 
+import bc
 import common
 import laeo
+import oril
+import purl
+
+SCRIPTS = {"laeo": laeo, "bc": bc, "oril": oril, "purl": purl}
+CPU = torch.device("cpu")
+BOUNDS = torch.tensor([[-2.0, 0.1, -1.0], [2.0, 0.7, 1.0]])
+IMAGE = (8, 16, 3)  # height and width differ, so that confusing them shows
 
 
-def make_networks(dim=6, action_dim=2, hidden_dim=32, repr_dim=8, seed=0):
+@pytest.fixture(params=SCRIPTS)
+def script(request):
+    return SCRIPTS[request.param]
+
+
+def make_encoder(script=laeo, shape=(6,), generator=None, random_shift=0, channels=4):
+    mean = torch.zeros(shape) if len(shape) == 1 else torch.linspace(50, 200, int(np.prod(shape))).view(shape)
+    std = torch.full(shape, 1.0 if len(shape) == 1 else 70.0)
+    args = script.Args(random_shift=random_shift, channels=channels)
+    return script.Encoder(mean, std, args, generator or torch.Generator().manual_seed(0))
+
+
+def make_networks(shape=(6,), bounds=BOUNDS, hidden_dim=32, repr_dim=8, seed=0, random_shift=0):
     generator = torch.Generator().manual_seed(seed)
-    encoders = [laeo.Encoder(torch.zeros(dim), torch.ones(dim), 4, generator) for _ in range(2)]
-    actor = laeo.Actor(encoders[0], action_dim, hidden_dim, generator)
-    critic = laeo.Critic(encoders[1], action_dim, hidden_dim, repr_dim, generator)
+    encoders = [make_encoder(laeo, shape, generator, random_shift) for _ in range(2)]
+    actor = laeo.Actor(encoders[0], bounds, hidden_dim, generator)
+    critic = laeo.Critic(encoders[1], bounds.shape[1], hidden_dim, repr_dim, generator)
     return actor, critic
+
+
+def make_actor(script, bounds=BOUNDS, hidden_dim=32, shape=(6,)):
+    generator = torch.Generator().manual_seed(0)
+    return script.Actor(make_encoder(script, shape, generator), bounds, hidden_dim, generator)
+
+
+def make_data(script, dataset, training, heldout=()):
+    observations, training = torch.from_numpy(dataset.observations).flatten(0, 1), np.array(training)
+    uses = training, training[: len(heldout)], np.array(heldout, int)
+    return script.Data(observations, *(common.transitions(dataset, episodes) for episodes in uses), CPU)
+
+
+def image_dataset(lengths, shape=IMAGE):
+    data = traceable_dataset(lengths)
+    images = np.random.default_rng(0).integers(0, 256, (*data.observations.shape[:2], *shape), np.uint8)
+    return data._replace(observations=images, success_examples=images[:1, 0])
+
+
+def shift_with_numpy(images, mean, std, shift, pad):
+    """Standardise, then pad by repeating the edge, then cut out; nothing of the scripts' code is in it."""
+    x = (images.numpy().astype(np.float32) - mean.numpy()) / std.numpy()
+    x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="edge")
+    height, width = images.shape[1:3]
+    cut = [image[row : row + height, column : column + width] for image, (row, column) in zip(x, shift.tolist())]
+    return np.moveaxis(np.stack(cut), -1, 1)
+
+
+def features_of(encoder, observation, shift, pad):
+    """Return the encoder's features of images that numpy has shifted."""
+    if shift is None:
+        return encoder(observation)
+    x = shift_with_numpy(observation, encoder.observation_mean, encoder.observation_std, shift, pad)
+    return encoder.net(torch.from_numpy(np.ascontiguousarray(x)))
+
+
+def perceptron(net, x):
+    """Return a ReLU network's output in float64, by numpy."""
+    layers = [layer for layer in net if isinstance(layer, torch.nn.Linear)]
+    for layer in layers:
+        x = x @ layer.weight.detach().double().numpy().T + layer.bias.detach().double().numpy()
+        x = np.maximum(x, 0) if layer is not layers[-1] else x
+    return x
+
+
+def log_density(action, mean, std):
+    """Return the log-density of tanh-normal distributions [B], by numpy; beyond 0.999 the average one of the tail."""
+    edge = np.arctanh(0.999)
+    inside = action.clip(-0.999, 0.999)
+    log_prob = -(((np.arctanh(inside) - mean) / std) ** 2) / 2 - np.log(std * np.sqrt(2 * np.pi) * (1 - inside**2))
+    log_prob = np.where(action >= 0.999, log_ndtr((mean - edge) / std) - np.log(0.001), log_prob)
+    return np.where(action <= -0.999, log_ndtr((-edge - mean) / std) - np.log(0.001), log_prob).sum(-1)
+
+
+def randomise(*networks, seed=11):
+    """Make every parameter count: biases begin at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in (parameter for network in networks for parameter in network.parameters()):
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
 # ------------------------------------------------------------------------------------------------------------ losses
@@ -70,27 +154,32 @@ def test_policy_loss_is_eq_8():
     assert laeo.policy_loss(value, log_prob, 1.0).item() == pytest.approx(0.2, rel=1e-6)
 
 
-def test_log_prob_is_the_derivative_of_the_distribution_function():
+# ------------------------------------------------------------------------------------------ the policy's distribution
+
+
+@pytest.mark.parametrize("script", [laeo, bc])
+def test_log_prob_is_the_derivative_of_the_distribution_function(script):
     """P(a <= x) = Phi((atanh x - mean) / std): its finite difference in float64 is the density."""
-    actor, _ = make_networks(action_dim=1)
+    actor = make_actor(script)
     mean, std = torch.tensor([[0.3]], dtype=torch.float64), torch.tensor([[0.7]], dtype=torch.float64)
 
     def cdf(x):
         return torch.special.ndtr((torch.atanh(torch.tensor(x, dtype=torch.float64)) - 0.3) / 0.7).item()
 
-    for x in (-0.99, -0.5, 0.0, 0.3, 0.9, 0.998):
+    for x in (-0.998, -0.99, -0.5, 0.0, 0.3, 0.9, 0.998):
         density = (cdf(x + 1e-6) - cdf(x - 1e-6)) / 2e-6
         log_prob = actor.log_prob(mean, std, torch.tensor([[x]], dtype=torch.float64)).item()
         assert log_prob == pytest.approx(np.log(density), abs=1e-5)
-    for x in (0.9995, 1.0):  # saturated actions: the average density of the tail
+    for x in (0.999, 0.9995, 1.0):  # saturated actions: the average density of the tail
         log_prob = actor.log_prob(mean, std, torch.tensor([[x]], dtype=torch.float64)).item()
         assert log_prob == pytest.approx(np.log((1 - cdf(0.999)) / 0.001), abs=1e-6)
         log_prob = actor.log_prob(mean, std, torch.tensor([[-x]], dtype=torch.float64)).item()
         assert log_prob == pytest.approx(np.log(cdf(-0.999) / 0.001), abs=1e-6)
 
 
-def test_log_prob_adds_up_over_dimensions_and_integrates_to_one():
-    actor, _ = make_networks()
+@pytest.mark.parametrize("script", [laeo, bc])
+def test_log_prob_adds_up_over_dimensions_and_integrates_to_one(script):
+    actor = make_actor(script)
     mean, std = torch.tensor([[-1.5, 0.5]], dtype=torch.float64), torch.tensor([[0.4, 1.3]], dtype=torch.float64)
     x = torch.linspace(-1, 1, 20_001, dtype=torch.float64)
     x = (x[1:] + x[:-1]) / 2
@@ -103,23 +192,247 @@ def test_log_prob_adds_up_over_dimensions_and_integrates_to_one():
     assert both.item() == pytest.approx((columns[0][5000] + columns[1][15000]).item(), rel=1e-12)
 
 
-def test_log_prob_has_finite_gradients_for_saturated_actions():
-    actor, _ = make_networks()
+@pytest.mark.parametrize("script", [laeo, bc])
+def test_log_prob_has_finite_gradients_for_saturated_actions(script):
+    actor = make_actor(script)
     mean = torch.tensor([[-30.0, 30.0]], requires_grad=True)
     std = torch.tensor([[0.1, 0.1]], requires_grad=True)
-    actor.log_prob(mean, std, torch.tensor([[1.0, -1.0]])).sum().backward()
-    assert mean.grad.isfinite().all() and std.grad.isfinite().all()
+    log_prob = actor.log_prob(mean, std, torch.tensor([[1.0, -1.0]]))
+    log_prob.sum().backward()
+    assert log_prob.isfinite().all() and mean.grad.isfinite().all() and std.grad.isfinite().all()
     assert mean.grad[0, 0] > 0 > mean.grad[0, 1]  # both pull the mean towards the action
+    for broken in ((np.nan, 0.0), (0.0, np.nan)):  # what is not a number goes on to the training loop, which says so
+        mean, action = (torch.full((1, 2), value) for value in broken)
+        assert actor.log_prob(mean, torch.ones(1, 2), action).isnan().all()
+
+
+@pytest.mark.parametrize("script", [laeo, bc])
+def test_distribution_is_the_networks_mean_and_a_deviation_above_a_tenth(script):
+    actor = make_actor(script)
+    randomise(actor)
+    x = np.random.default_rng(0).normal(size=(5, 6))
+    output = perceptron(actor.net, x)
+    mean, std = (x.detach().numpy() for x in actor.distribution(torch.from_numpy(x).float()))
+    np.testing.assert_allclose(mean, output[:, :3], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(std, np.log1p(np.exp(output[:, 3:])) + 0.1, rtol=1e-4)
+    with torch.no_grad():
+        actor.net[-1].weight.zero_()
+        actor.net[-1].bias.copy_(torch.tensor([0.0, 0.0, 0.0, -50.0, 0.0, 50.0]))
+        _, std = actor.distribution(torch.zeros(3, 6))
+    torch.testing.assert_close(std, torch.tensor([[0.1, np.log(2) + 0.1, 50.1]]).float().expand(3, -1))
+
+
+def test_played_actions_are_the_mode_within_the_bounds_and_exactly_these_at_saturation(script):
+    actor = make_actor(script)
+    randomise(actor)
+    low, high = BOUNDS.numpy()
+    x = np.random.default_rng(1).normal(size=(20, 6))
+    mode = np.tanh(perceptron(actor.net, x)[:, :3])
+    with torch.no_grad():
+        actions = actor(torch.from_numpy(x).float()).numpy()
+        np.testing.assert_allclose(actions, low + (mode + 1) / 2 * (high - low), rtol=1e-4, atol=1e-5)
+        assert np.ptp(mode) > 1 and (actions >= low).all() and (actions <= high).all()
+        actor.net[-1].weight.zero_()
+        for sign, edge in ((-1, low), (1, high)):
+            actor.net[-1].bias[:3] = sign * 50.0
+            assert np.array_equal(actor(torch.zeros(1, 6))[0].numpy(), edge)
+
+
+# -------------------------------------------------------------------------------------- what all scripts' networks are
+
+
+def test_networks_are_glorot_uniform_and_draw_from_their_own_generator_alone(script):
+    state = torch.get_rng_state()
+    one, other, different = (script.mlp([30, 50, 70, 2], torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), state)
+    linear = [layer for layer in one if isinstance(layer, torch.nn.Linear)]
+    assert [type(layer).__name__ for layer in one] == ["Linear", "ReLU", "Linear", "ReLU", "Linear"]
+    assert [tuple(layer.weight.shape) for layer in linear] == [(50, 30), (70, 50), (2, 70)]
+    for layer in linear:
+        limit = (6 / sum(layer.weight.shape)) ** 0.5
+        assert 0.9 * limit < layer.weight.abs().max() <= limit and not layer.bias.any()
+        assert layer.weight.std().item() == pytest.approx(limit / 3**0.5, rel=0.1)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
+    assert not torch.equal(one[0].weight, different[0].weight)
+    one, other = (make_encoder(script, IMAGE, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
+
+
+def test_networks_standardise_observations(script):
+    mean, std = torch.tensor([5.0, -2.0]), torch.tensor([0.5, 10.0])
+    one, other = (
+        script.Actor(
+            script.Encoder(*statistics, script.Args(), torch.Generator()),
+            torch.tensor([[-1.0], [1.0]]),
+            8,
+            torch.Generator().manual_seed(0),
+        )
+        for statistics in ((mean, std), (torch.zeros(2), torch.ones(2)))
+    )
+    observation = torch.tensor([[5.5, 8.0]])
+    assert torch.equal(one(observation), other(torch.tensor([[1.0, 1.0]])))
+    assert torch.equal(one.encoder(observation), torch.tensor([[1.0, 1.0]])) and one.encoder.dim == 2
+    assert {"encoder.observation_mean", "encoder.observation_std", "action_bounds"} <= set(one.state_dict())
+    mean += 1
+    std += 1
+    assert torch.equal(one(observation), other(torch.tensor([[1.0, 1.0]])))  # the network has numbers of its own
+
+
+@pytest.mark.parametrize("height, width", [(8, 8), (64, 84)])
+def test_encoder_is_three_convolutions_on_standardised_images(script, height, width):
+    encoder = make_encoder(script, (height, width, 2), channels=5)
+    shapes = [(5, 2, 8, 8), (10, 5, 4, 4), (10, 10, 3, 3)]
+    assert [tuple(layer.weight.shape) for layer in encoder.net[:6:2]] == shapes
+    for layer in encoder.net[:6:2]:
+        assert not layer.bias.any()
+        fan_in, fan_out = (layer.weight[0, 0].numel() * channels for channels in layer.weight.shape[1::-1])
+        assert 0.9 < layer.weight.abs().max() / (6 / (fan_in + fan_out)) ** 0.5 <= 1
+    randomise(encoder)
+    images = torch.randint(0, 256, (3, height, width, 2), dtype=torch.uint8)
+    x = np.moveaxis((images.numpy() - encoder.observation_mean.double().numpy()) / 70, -1, 1)
+    for layer, stride, pad in zip(encoder.net[:6:2], (4, 2, 1), (2, 1, 1)):
+        weight, bias = layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()
+        x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+        windows = np.lib.stride_tricks.sliding_window_view(x, weight.shape[2:], (2, 3))[:, :, ::stride, ::stride]
+        x = np.maximum(np.einsum("nchwij,ocij->nohw", windows, weight) + bias[:, None, None], 0)
+    features = encoder(images).detach().numpy()
+    np.testing.assert_allclose(features, x.reshape(3, -1), rtol=1e-3, atol=1e-4)
+    assert features.shape == (3, encoder.dim)
+
+
+def test_images_are_standardised_first_and_then_shifted(script):
+    """To the bit what numpy's padding and cutting make of the standardised images."""
+    encoder = make_encoder(script, IMAGE, random_shift=2)
+    images = torch.randint(0, 256, (25, *IMAGE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    shift = torch.tensor([(row, column) for row in range(5) for column in range(5)])
+    encoder.net = torch.nn.Identity()
+    expected = shift_with_numpy(images, encoder.observation_mean, encoder.observation_std, shift, 2)
+    assert np.array_equal(encoder(images, shift).numpy(), expected)
+    assert torch.equal(encoder(images, torch.full((25, 2), 2)), encoder(images))  # the middle
+
+
+def test_what_never_moves_is_exactly_zero_wherever_an_image_is_shifted(script):
+    encoder = make_encoder(script, IMAGE, random_shift=3)
+    encoder.net = torch.nn.Identity()
+    images = torch.randint(0, 256, IMAGE, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    encoder.observation_mean.copy_(images)
+    shift = torch.tensor([(row, column) for row in range(7) for column in range(7)])
+    assert not encoder(images.expand(49, *IMAGE), shift).any()
+
+
+def test_twin_critics_take_features_and_scaled_actions():
+    """Beside the features of an image, actions weigh as much as all of these; beside a state's numbers as one."""
+    rng = np.random.default_rng(0)
+    for shape, scale in (((6,), 1.0), (IMAGE, (16 / 3) ** 0.5)):
+        _, critic = make_networks(shape)
+        randomise(critic)
+        assert len(critic.phi_nets) == len(critic.psi_nets) == 2
+        dim = critic.encoder.dim
+        assert dim == (6 if shape == (6,) else 8 * 1 * 2)
+        features, action = rng.normal(size=(5, dim)), rng.uniform(-1, 1, (5, 3))
+        phi = critic.phi(torch.from_numpy(features).float(), torch.from_numpy(action).float()).detach().numpy()
+        psi = critic.psi(torch.from_numpy(features).float()).detach().numpy()
+        for k in range(2):
+            expected = perceptron(critic.phi_nets[k], np.concatenate([features, scale * action], 1))
+            np.testing.assert_allclose(phi[k], expected, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(psi[k], perceptron(critic.psi_nets[k], features), rtol=1e-3, atol=1e-4)
+        assert phi.shape == psi.shape == (2, 5, 8) and not np.allclose(phi[0], phi[1])
 
 
 # ----------------------------------------------------------------------------------------------------------- batches
 
 
-def test_future_states_follow_the_truncated_geometric_law():
-    """Chi-square test of the joint law of transition and offset, on episodes of different length."""
+def batch_equal(one, other):
+    flat = [[x for field in batch for x in (field if isinstance(field, list) else [field])] for batch in (one, other)]
+    return all(torch.equal(a, b) for a, b in zip(*flat) if a is not None)
+
+
+def test_batch_depends_on_seed_stream_and_step_alone(script):
+    data = make_data(script, image_dataset([6, 9, 4, 8]), [3, 0, 2], [1])
+    args = script.Args(batch_size=64, random_shift=2, seed=7)
+    batch, state = script.sample(data, args, 5), torch.get_rng_state()
+    for step, use in ((4, "batches"), (5, "heldout"), (0, "train")):
+        script.sample(data, args, step, use)
+    torch.manual_seed(123)
+    assert batch_equal(script.sample(data, args, 5), batch)
+    assert not batch_equal(script.sample(data, args, 6), batch)
+    assert not batch_equal(script.sample(data, script.Args(batch_size=64, random_shift=2, seed=8), 5), batch)
+    torch.set_rng_state(state)
+    for use, stream in (("batches", "batches"), ("train", "metrics"), ("heldout", "metrics")):
+        transitions, batch = getattr(data, use), script.sample(data, args, 5, use)
+        i = np.random.default_rng(common.seed_sequence(7, stream, 5)).integers(len(transitions.row), size=64)
+        assert np.array_equal(batch.action.numpy(), transitions.action[i])
+        assert torch.equal(batch.observation, data.observations[transitions.row[i]])
+        assert batch.observation.dtype == torch.uint8 and batch.action.dtype == torch.float32
+
+
+def test_each_use_has_its_own_episodes(script):
+    data = make_data(script, traceable_dataset([2, 5, 3, 4]), [2, 0, 1], [3])
+    args, lengths = script.Args(batch_size=500), [2, 5, 3, 4]
+    for use, episodes in (("batches", (2, 0, 1)), ("train", (2,)), ("heldout", (3,))):
+        batch = script.sample(data, args, 1, use)
+        found = {tuple(x) for x in batch.observation.int().tolist()}
+        assert found == {(e, t) for e in episodes for t in range(lengths[e])}
+
+
+def test_each_state_keeps_its_own_action_and_padding_is_never_sampled(script):
+    lengths = [2, 5, 3]
+    dataset = traceable_dataset(lengths)
+    for episode, length in enumerate(lengths):
+        dataset.observations[episode, length + 1 :] = 1e9
+        dataset.actions[episode, length:] = 9.9
+    batch = script.sample(make_data(script, dataset, [2, 0, 1]), script.Args(batch_size=5000), 0)
+    episode, t = batch.observation.long().unbind(-1)
+    assert np.array_equal((10 * batch.action).numpy().round(3), dataset.actions[episode, t].round(3))
+    pairs, counts = batch.observation.unique(dim=0, return_counts=True)
+    assert {tuple(x) for x in pairs.int().tolist()} == {(e, t) for e, n in enumerate(lengths) for t in range(n)}
+    expected = 5000 / 10  # each of the 2 + 5 + 3 transitions equally often
+    statistic = ((counts - expected) ** 2 / expected).sum().item()
+    assert abs(statistic - 9) < 4 * np.sqrt(2 * 9)
+    for states in [x for x in batch if torch.is_tensor(x) and x.shape == batch.observation.shape]:
+        assert states.max() < 10
+
+
+@pytest.mark.parametrize("script", [laeo, oril, purl])
+def test_noise_is_standard_normal_and_independent(script):
+    data = make_data(script, traceable_dataset([20] * 4)._replace(actions=np.zeros((4, 20, 3), np.float32)), range(4))
+    noise = script.sample(data, script.Args(batch_size=40_000), 0).noise
+    assert noise.shape == (40_000, 3) and noise.dtype == torch.float32
+    torch.testing.assert_close(noise.T.cov(), torch.eye(3), atol=0.03, rtol=0)
+    assert noise.mean(0).abs().max() < 0.02 and 3.5 < noise.abs().max() < 6.5
+
+
+def shifts_of(batch):
+    return batch.shifts if hasattr(batch, "shifts") else [batch.shift]
+
+
+def test_shifts_are_uniform_and_drawn_for_each_image(script):
+    """Of observations, of what follows them and of success examples; with a chi-square test for each of these."""
+    args = script.Args(batch_size=4000, random_shift=2, **({} if script is bc else {"num_success": 900}))
+    data = make_data(script, image_dataset([3, 2]), [0, 1])
+    shifts = shifts_of(script.sample(data, args, 3))
+    assert [x.shape for x in shifts] == [(n, 2) for n in ([4000] if script is bc else [4000, 4000, 900])]
+    for shift in shifts:
+        assert shift.min() == 0 and shift.max() == 4
+        counts = np.bincount(5 * shift[:, 0] + shift[:, 1], minlength=25)
+        statistic = ((counts - len(shift) / 25) ** 2 / (len(shift) / 25)).sum()
+        assert abs(statistic - 24) < 4 * np.sqrt(2 * 24)
+    for one, other in zip(shifts[:1], shifts[1:2]):
+        assert 0.02 < (one == other).all(-1).float().mean() < 0.06  # 1/25: one has nothing to do with the other
+
+
+def test_zero_shift_is_none(script):
+    data = make_data(script, image_dataset([3, 2]), [0, 1])
+    shifts = shifts_of(script.sample(data, script.Args(batch_size=4), 3))
+    assert len(shifts) == (1 if script is bc else 3) and all(shift is None for shift in shifts)
+
+
+def test_future_states_have_the_truncated_geometric_distribution():
+    """Chi-square test of the joint distribution of transition and offset, on episodes of different length."""
     lengths, discount, draws = [1, 3, 8], 0.7, 200_000
-    transitions = common.Transitions(traceable_dataset(lengths), np.arange(3), torch.device("cpu"))
-    batch = laeo.sample(transitions, laeo.Args(batch_size=draws, discount=discount), torch.Generator().manual_seed(0))
+    data = make_data(laeo, traceable_dataset(lengths), range(3))
+    batch = laeo.sample(data, laeo.Args(batch_size=draws, discount=discount), 0)
     episode, t = batch.observation.long().unbind(-1)
     future_episode, future_t = batch.future.long().unbind(-1)
     assert torch.equal(episode, future_episode)
@@ -127,8 +440,8 @@ def test_future_states_follow_the_truncated_geometric_law():
     statistic = cells = 0
     for e, length in enumerate(lengths):
         for start in range(length):
-            law = discount ** np.arange(length - start)
-            expected = draws / sum(lengths) * law / law.sum()
+            weights = discount ** np.arange(length - start)
+            expected = draws / sum(lengths) * weights / weights.sum()
             for k, count in enumerate(expected):
                 observed = ((episode == e) & (t == start) & (future_t == start + 1 + k)).sum().item()
                 statistic += (observed - count) ** 2 / count
@@ -137,31 +450,261 @@ def test_future_states_follow_the_truncated_geometric_law():
     assert abs(statistic - freedom) < 4 * np.sqrt(2 * freedom)
 
 
-def test_each_state_keeps_its_own_action():
-    data = traceable_dataset([2, 5, 3])
-    transitions = common.Transitions(data, np.array([2, 0, 1]), torch.device("cpu"))
-    batch = laeo.sample(transitions, laeo.Args(batch_size=500), torch.Generator().manual_seed(0))
-    episode, t = batch.observation.long().unbind(-1)
-    assert np.array_equal(batch.action.numpy(), data.actions[episode, t])
-    assert set(zip(episode.tolist(), t.tolist())) == {(e, t) for e, n in enumerate([2, 5, 3]) for t in range(n)}
+class Fixed:
+    """A generator whose uniform numbers are all the same."""
+
+    def __init__(self, rng, value):
+        self.rng, self.value = rng, value
+
+    def __getattr__(self, name):
+        return getattr(self.rng, name)
+
+    def random(self, size):
+        return np.full(size, self.value)
 
 
-def test_padding_behind_an_episodes_end_is_never_sampled():
-    data = traceable_dataset([2, 6])
-    data.observations[0, 3:] = 1e9
-    transitions = common.Transitions(data, np.arange(2), torch.device("cpu"))
-    assert transitions.states.max() < 1e3 and len(transitions.states) == 3 + 7
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2.0**-53])
+def test_rounding_never_crosses_an_episodes_end(uniform, monkeypatch):
+    """The smallest and the largest uniform number below one, and a discount near one, are the worst cases."""
+    data, default_rng = make_data(laeo, traceable_dataset([50]), [0]), np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: Fixed(default_rng(seed), uniform))
+    for discount in (1e-6, 0.5, 0.9, 0.99, 1 - 1e-6):
+        batch = laeo.sample(data, laeo.Args(batch_size=1000, discount=discount), 0)
+        offset = batch.future[:, 1] - batch.observation[:, 1]
+        assert (offset >= 1).all() and (batch.future[:, 1] <= 50).all() and (batch.future[:, 0] == 0).all()
+        if uniform == 0:
+            assert (offset == 1).all()
+        elif discount > 0.9:
+            assert (batch.future[:, 1] >= 49).all()  # the last one, but for rounding
 
 
-def test_rounding_never_crosses_an_episodes_end(monkeypatch):
-    """The largest uniform number below one, and a discount near one, are the worst cases."""
-    transitions = common.Transitions(traceable_dataset([50]), np.arange(1), torch.device("cpu"))
-    largest = lambda *size, **_: torch.full(size[:1], 1 - 2.0**-53, dtype=torch.float64)  # noqa: E731
-    monkeypatch.setattr(torch, "rand", largest)
-    for discount in (1e-6, 0.5, 0.99, 1 - 1e-6):
-        args = laeo.Args(batch_size=1000, discount=discount)
-        batch = laeo.sample(transitions, args, torch.Generator().manual_seed(0))
-        assert (batch.future[:, 1] > batch.observation[:, 1]).all() and (batch.future[:, 1] <= 50).all()
+# ----------------------------------------------------------------------------------------------------- gradient step
+
+
+def make_batch(shape=(6,), size=16, random_shift=0):
+    generator = torch.Generator().manual_seed(5)
+    action = torch.rand(size, 3, generator=generator) * 2 - 1
+    action[0, 0], action[1, 1] = 1, -1  # saturated
+    if len(shape) == 1:
+        states = [torch.randn(n, *shape, generator=generator) for n in (size, size, 7)]
+    else:
+        states = [torch.randint(256, (n, *shape), generator=generator, dtype=torch.uint8) for n in (size, size, 7)]
+    noise = torch.randn(size, 3, generator=generator)
+    shifts = [torch.randint(2 * random_shift + 1, (len(x), 2), generator=generator) for x in states]
+    batch = laeo.Batch(states[0], action, states[1], noise, shifts if random_shift else [None] * 3)
+    return batch, states[2]
+
+
+def expected_gradients(batch, examples, actor, critic, objective, bc_coef, pad):
+    """Return the gradients of the critic's loss alone, and of the policy's loss alone, from images shifted by numpy."""
+    shift, future_shift, examples_shift = batch.shifts
+    features, future, positive = (
+        features_of(critic.encoder, x, s, pad)
+        for x, s in ((batch.observation, shift), (batch.future, future_shift), (examples, examples_shift))
+    )
+    loss = laeo.critic_loss(critic.phi(features, batch.action), critic.psi(future))
+    of_critic = torch.autograd.grad(loss, list(critic.parameters()))
+    mean, std = actor.net(features_of(actor.encoder, batch.observation, shift, pad)).chunk(2, -1)
+    std = torch.nn.functional.softplus(std) + 0.1
+    phi = critic.phi(features.detach(), torch.tanh(mean + std * batch.noise))
+    value = laeo.policy_value(phi, critic.psi(positive).detach(), len(batch.action), objective)
+    loss = laeo.policy_loss(value, actor.log_prob(mean, std, batch.action), bc_coef)
+    return torch.autograd.grad(loss, list(actor.parameters())), of_critic
+
+
+@pytest.mark.parametrize(
+    "objective, shape, random_shift",
+    [("f", (6,), 0), ("exp_f", (6,), 0), ("log_exp_f", (6,), 0), ("log_exp_f", IMAGE, 0), ("log_exp_f", IMAGE, 2)],
+)
+def test_each_loss_reaches_only_its_own_network(objective, shape, random_shift):
+    """Both networks go along their own loss's gradient, from the parameters before the step; nothing adds up."""
+    actor, critic = make_networks(shape, random_shift=random_shift)
+    randomise(actor, critic)
+    batch, examples = make_batch(shape, random_shift=random_shift)
+    args = laeo.Args(policy_objective=objective, bc_coef=0.3, random_shift=random_shift)
+    parameters = [*actor.parameters(), *critic.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=1e-3)
+    for _ in range(2):
+        of_actor, of_critic = expected_gradients(batch, examples, actor, critic, objective, 0.3, random_shift)
+        before = [parameter.detach().clone() for parameter in parameters]
+        laeo.update(batch, examples, actor, critic, optimizer, args)
+        for parameter, gradient, old in zip(parameters, [*of_actor, *of_critic], before):
+            assert gradient.abs().sum() > 0
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(parameter.detach(), old - 1e-3 * gradient)
+
+
+def test_update_moves_both_networks_and_no_buffer():
+    actor, critic = make_networks()
+    batch, examples = make_batch()
+    before = {k: v.clone() for k, v in [*actor.state_dict().items(), *critic.state_dict().items()]}
+    optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], 1e-3)
+    laeo.update(batch, examples, actor, critic, optimizer, laeo.Args(bc_coef=0.2))
+    for name, value in [*actor.state_dict().items(), *critic.state_dict().items()]:
+        buffer = "observation" in name or "bounds" in name
+        assert torch.equal(value, before[name]) == buffer, name
+
+
+@pytest.mark.parametrize("objective", ["f", "exp_f", "log_exp_f"])
+@pytest.mark.parametrize("shape, random_shift", [((6,), 0), (IMAGE, 2)])
+def test_measure_against_an_independent_computation(objective, shape, random_shift):
+    """All metrics in float64, by numpy; those of images are measured without the random shift."""
+    actor, critic = make_networks(shape, random_shift=random_shift)
+    randomise(actor, critic)
+    batch, examples = make_batch(shape, random_shift=random_shift)
+    metrics = laeo.measure(batch, examples, actor, critic, laeo.Args(batch_size=16, policy_objective=objective))
+    features, future, positive, own = (
+        net(x).detach().double().numpy()
+        for net, x in (
+            (critic.encoder, batch.observation),
+            (critic.encoder, batch.future),
+            (critic.encoder, examples),
+            (actor.encoder, batch.observation),
+        )
+    )
+
+    def phi(action):
+        x = np.concatenate([features, critic.action_scale * action], 1)
+        return np.stack([perceptron(net, x) for net in critic.phi_nets])
+
+    psi, psi_examples = (np.stack([perceptron(net, x) for net in critic.psi_nets]) for x in (future, positive))
+    action = batch.action.double().numpy()
+    logits = np.einsum("kir,kjr->kij", phi(action), psi)
+    diagonal = np.eye(16, dtype=bool)
+    expected = {"critic_loss": np.logaddexp(0, np.where(diagonal, -logits, logits)).mean()}
+    expected["categorical_accuracy"] = (logits.argmax(-1) == np.arange(16)).mean()
+    expected["logits_positive"] = logits[:, diagonal].mean()
+    expected["logits_negative"] = logits[:, ~diagonal].mean()
+    mean, std = np.split(perceptron(actor.net, own), 2, axis=1)
+    std = np.logaddexp(0, std) + 0.1
+    expected["bc_loss"] = -log_density(action, mean, std).mean()
+    expected["policy_std"] = std.mean()
+    for name, actions in (("value_data", action), ("value_policy", np.tanh(mean))):
+        f = np.einsum("kir,kjr->kij", phi(actions), psi_examples).min(0) + np.log(15)
+        averages = {"f": f.mean(-1), "exp_f": np.exp(f).mean(-1), "log_exp_f": np.log(np.exp(f).mean(-1))}
+        expected[name] = averages[objective].mean()
+    assert 0 < expected["categorical_accuracy"] < 1
+    assert expected["categorical_accuracy"] != (logits.argmax(1) == np.arange(16)).mean()
+    assert metrics == pytest.approx(expected, rel=1e-3) and all(type(x) is float for x in metrics.values())
+
+
+# ------------------------------------------------------------------------------------------------------ training loop
+
+
+class Stopped(Exception):
+    """The training loop has done all its steps."""
+
+
+def save_small_dataset(path, shape, integer):
+    rng = np.random.default_rng(0)
+    make = (lambda n: rng.integers(0, 256, (n, *shape))) if integer else (lambda n: rng.normal(size=(n, *shape)))
+    actions = [rng.uniform(-2, 2, (5, 3)) for _ in range(4)]
+    common.save_dataset(path, [make(6) for _ in range(4)], actions, make(3))
+
+
+def follow_training(script, tmp_path, monkeypatch, shape=(3,), gradient_steps=4, **flags):
+    """Return what `update` is called with at each step, and the learning rates of that moment, without any update."""
+    save_small_dataset(tmp_path / "data", shape, integer=len(shape) == 3)
+    calls = []
+
+    def update(*arguments):
+        optimizer = next(x for x in arguments if isinstance(x, torch.optim.Optimizer))
+        calls.append((arguments, [group["lr"] for group in optimizer.param_groups]))
+        if len(calls) == gradient_steps:
+            raise Stopped
+
+    monkeypatch.setattr(script, "update", update)
+    flags |= {"hidden_dim": 8, "batch_size": 4, "gradient_steps": gradient_steps, "eval_episodes": 0, "device": "cpu"}
+    flags |= {} if script is bc else {"num_success": 2}
+    with pytest.raises(Stopped):
+        script.train(script.Args(env_id="Own", dataset=tmp_path / "data", run_dir=tmp_path / "run", **flags))
+    return calls
+
+
+def test_learning_rates_fall_linearly_to_zero(script, tmp_path, monkeypatch):
+    rates = {"learning_rate": 0.01} | ({} if script in (laeo, bc) else {"reward_learning_rate": 0.3})
+    calls = follow_training(script, tmp_path, monkeypatch, **rates)
+    for step, (_, found) in enumerate(calls):
+        assert found == pytest.approx([rate * (1 - step / 4) for rate in rates.values()], rel=1e-12)
+
+
+def test_training_takes_the_batches_of_its_steps_and_adam(script, tmp_path, monkeypatch):
+    calls = follow_training(script, tmp_path, monkeypatch, seed=3)
+    args = script.Args(env_id="Own", dataset=tmp_path / "data", eval_episodes=0, batch_size=4, seed=3)
+    args = args if script is bc else script.replace(args, num_success=2)
+    dataset, data, mean, std, *examples = script.load_data(args, CPU)
+    for step, ((batch, *arguments), _) in enumerate(calls):
+        assert batch_equal(batch, script.sample(data, args, step))
+        if examples:
+            assert torch.equal(arguments[0], examples[0])
+    optimizer = next(x for x in arguments if isinstance(x, torch.optim.Optimizer))
+    assert type(optimizer) is torch.optim.Adam and optimizer.defaults["eps"] == 1e-7
+    networks = [x for x in arguments if isinstance(x, torch.nn.Module)]
+    learned = {id(p) for network in networks for p in network.parameters() if p.requires_grad}
+    groups = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
+    assert sorted(sum(groups, [])) == sorted(learned) and len(groups) == (1 if script in (laeo, bc) else 2)
+    if len(groups) == 2:
+        assert set(groups[1]) == {id(p) for p in networks[0].reward.parameters()}
+    for network in networks:
+        for encoder in (x for x in network.modules() if isinstance(x, script.Encoder)):
+            assert torch.equal(encoder.observation_mean, mean) and torch.equal(encoder.observation_std, std)
+    buffers = [value for network in networks for name, value in network.named_buffers() if "bounds" in name]
+    assert buffers and all(np.array_equal(value, dataset.action_bounds) for value in buffers)
+
+
+@pytest.mark.parametrize(
+    "shape, given, expected",
+    [((3,), None, 0.2), ((8, 8, 1), None, 0.5), ((3,), 0.0, 0.0), ((8, 8, 1), 0.7, 0.7)],
+)
+def test_weight_of_cloning_is_two_tenths_for_states_and_a_half_for_images(
+    shape, given, expected, tmp_path, monkeypatch
+):
+    (((*_, args), _),) = follow_training(laeo, tmp_path, monkeypatch, shape, gradient_steps=1, bc_coef=given)
+    assert args.bc_coef == expected
+
+
+def test_statistics_are_those_of_the_training_episodes_without_padding(script, tmp_path):
+    """A deviation of each number of a state, at least 0.001, and one deviation of all numbers of an image."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 9, 12)
+    for shape, integer in (((3,), False), ((8, 8, 2), True)):
+        make = rng.integers if integer else rng.uniform
+        observations = [make(0, 256, (n + 1, *shape)) for n in lengths]
+        for episode in observations if not integer else ():
+            episode[:, 1] = 0.25  # never moves
+        name = "images" if integer else "states"
+        actions = [rng.uniform(-2, 2, (n, 2)) for n in lengths]
+        common.save_dataset(tmp_path / name, observations, actions, make(0, 256, (5, *shape)))
+        flags = {"dataset": tmp_path / name, "eval_episodes": 0, "holdout_fraction": 0.25, "seed": 5}
+        args = script.Args(env_id="Own", **flags, **({} if script is bc else {"num_success": 1}))
+        dataset, data, mean, std, *found = script.load_data(args, CPU)
+        split = np.random.default_rng(common.seed_sequence(5, "split"))
+        training, heldout, examples = common.split_dataset(dataset, 0.25, 0 if script is bc else 1, split)
+        x = np.concatenate([observations[episode] for episode in training])
+        np.testing.assert_allclose(mean, x.mean(0), rtol=1e-5)
+        if integer:
+            expected = np.full(shape, np.sqrt(((x - x.mean(0)) ** 2).mean()))
+        else:
+            expected = np.maximum(x.std(0, ddof=1), 1e-3)
+            assert std[1] == np.float32(1e-3)
+        np.testing.assert_allclose(std, expected, rtol=1e-5)
+        assert all(np.array_equal(examples, x) for x in found[:1])
+        rows = [np.unique(getattr(data, use).row // (lengths.max() + 1)) for use in ("batches", "train", "heldout")]
+        assert len(heldout) == 3 and np.array_equal(np.sort(training), rows[0])
+        assert np.array_equal(np.sort(training[:3]), rows[1]) and np.array_equal(np.sort(heldout), rows[2])
+
+
+def test_learns_to_reach_from_examples(reach_dataset, tmp_path):
+    """The whole method on the real task: from 40 mixed episodes to success in a minute or less."""
+    settings = {"gradient_steps": 600, "batch_size": 128, "hidden_dim": 128, "repr_dim": 32, "log_interval": 10}
+    result = laeo.train(
+        laeo.Args(dataset=reach_dataset, run_dir=tmp_path / "run", num_success=10, eval_episodes=2, **settings)
+    )
+    assert result["success_rate"] == 1.0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    heldout = [line for line in lines if "heldout/critic_loss" in line]
+    assert heldout[-1]["heldout/critic_loss"] < heldout[0]["heldout/critic_loss"]
+    assert heldout[-1]["heldout/logits_positive"] > heldout[-1]["heldout/logits_negative"] + 0.3
 
 
 # ------------------------------------------------------------------------------------------------------------ theory
@@ -200,17 +743,17 @@ def tabular():
         cumulative = transition[states[:, t], actions[:, t]].cumsum(-1)
         states[:, t + 1] = (rng.random((episodes, 1)) > cumulative).sum(-1)
     one_hot = np.eye(num_states, dtype=np.float32)
+    lengths, bounds = np.full(episodes, steps, np.int32), np.array([[-1], [1]], np.float32)
     data = common.Dataset(
-        one_hot[states], actions[..., None].astype(np.float32), np.full(episodes, steps, np.int32), one_hot[:1]
+        one_hot[states], actions[..., None].astype(np.float32), lengths, one_hot[:1], lengths < 0, bounds, ""
     )
-    transitions = common.Transitions(data, np.arange(episodes), torch.device("cpu"))
-    _, critic = make_networks(num_states, 1, hidden_dim=32, repr_dim=16)
+    data = make_data(laeo, data, range(episodes))
+    _, critic = make_networks((num_states,), torch.from_numpy(bounds), hidden_dim=32, repr_dim=16)
     optimizer = torch.optim.Adam(critic.parameters(), 1e-2)
-    generator = torch.Generator().manual_seed(0)
     batch_size, gradient_steps = 128, 4000
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, gradient_steps)
-    for _ in range(gradient_steps):
-        batch = laeo.sample(transitions, laeo.Args(batch_size=batch_size, discount=discount), generator)
+    for step in range(gradient_steps):
+        batch = laeo.sample(data, laeo.Args(batch_size=batch_size, discount=discount), step)
         loss = laeo.critic_loss(critic.phi(batch.observation, batch.action), critic.psi(batch.future))
         optimizer.zero_grad()
         loss.backward()
@@ -257,81 +800,3 @@ def test_eq_7_ranks_and_scales_actions_as_the_exact_q_function(tabular):
     np.testing.assert_allclose(
         log_value.exp().reshape(6, 2).numpy() * c / (1 - tabular["discount"]), learned, rtol=1e-5
     )
-
-
-# ---------------------------------------------------------------------------------------------------------- training
-
-
-def make_batch(size=16, dim=6, action_dim=2):
-    generator = torch.Generator().manual_seed(5)
-    action = torch.rand(size, action_dim, generator=generator) * 2 - 1
-    states = [torch.randn(size, dim, generator=generator) for _ in range(2)]
-    noise = torch.randn(size, action_dim, generator=torch.Generator().manual_seed(6))
-    return laeo.Batch(states[0], action, states[1], noise), torch.randn(7, dim, generator=generator)
-
-
-@pytest.mark.parametrize("objective", ["f", "exp_f", "log_exp_f"])
-def test_each_loss_reaches_only_its_own_network(objective):
-    """After one update the critic holds the gradient of the critic's loss alone, and the actor that of the policy's."""
-    actor, critic = make_networks()
-    batch, examples = make_batch()
-    args = laeo.Args(policy_objective=objective, bc_coef=0.3)
-    optimizer = torch.optim.SGD([*actor.parameters(), *critic.parameters()], lr=0.0)
-    laeo.update(batch, examples, actor, critic, optimizer, args)
-    loss = laeo.critic_loss(critic.phi(batch.observation, batch.action), critic.psi(batch.future))
-    for parameter, gradient in zip(critic.parameters(), torch.autograd.grad(loss, list(critic.parameters()))):
-        torch.testing.assert_close(parameter.grad, gradient)
-    mean, std = actor(batch.observation)
-    phi = critic.phi(batch.observation, torch.tanh(mean + std * batch.noise))
-    value = laeo.policy_value(phi, critic.psi(examples).detach(), len(batch.action), objective)
-    loss = laeo.policy_loss(value, actor.log_prob(mean, std, batch.action), 0.3)
-    for parameter, gradient in zip(actor.parameters(), torch.autograd.grad(loss, list(actor.parameters()))):
-        assert gradient.abs().sum() > 0
-        torch.testing.assert_close(parameter.grad, gradient)
-
-
-def test_update_moves_both_networks_and_no_buffer():
-    actor, critic = make_networks()
-    batch, examples = make_batch()
-    before = {k: v.clone() for k, v in [*actor.state_dict().items(), *critic.state_dict().items()]}
-    optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], 1e-3)
-    laeo.update(batch, examples, actor, critic, optimizer, laeo.Args(bc_coef=0.2))
-    for name, value in [*actor.state_dict().items(), *critic.state_dict().items()]:
-        assert torch.equal(value, before[name]) == ("observation" in name), name
-
-
-def test_networks_standardise_observations():
-    mean, std = torch.tensor([5.0, -2.0]), torch.tensor([0.5, 10.0])
-    one, other = (
-        laeo.Actor(laeo.Encoder(*statistics, 4, torch.Generator()), 1, 8, torch.Generator().manual_seed(0))
-        for statistics in ((mean, std), (torch.zeros(2), torch.ones(2)))
-    )
-    observation = torch.tensor([[5.5, 8.0]])
-    assert torch.equal(one.mode(observation), other.mode(torch.tensor([[1.0, 1.0]])))
-    assert {"encoder.observation_mean", "encoder.observation_std"} <= set(one.state_dict())
-
-
-def test_measure_against_an_independent_computation():
-    actor, critic = make_networks()
-    batch, examples = make_batch()
-    metrics = laeo.measure(batch, examples, actor, critic, laeo.Args(batch_size=16))
-    phi = critic.phi(batch.observation, batch.action).detach().double().numpy()
-    psi = critic.psi(batch.future).detach().double().numpy()
-    logits = np.einsum("kir,kjr->kij", phi, psi)
-    diagonal = np.eye(16, dtype=bool)
-    assert metrics["logits_positive"] == pytest.approx(logits[:, diagonal].mean(), rel=1e-4)
-    assert metrics["logits_negative"] == pytest.approx(logits[:, ~diagonal].mean(), rel=1e-4)
-    assert metrics["categorical_accuracy"] == pytest.approx((logits.argmax(-1) == np.arange(16)).mean())
-
-
-def test_learns_to_reach_from_examples(reach_dataset, tmp_path):
-    """The whole method on the real task: from 40 mixed episodes to success in a minute or less."""
-    settings = {"gradient_steps": 600, "batch_size": 128, "hidden_dim": 128, "repr_dim": 32, "log_interval": 10}
-    result = laeo.train(
-        laeo.Args(dataset=reach_dataset, run_dir=tmp_path / "run", num_success=10, eval_episodes=2, **settings)
-    )
-    assert result["success_rate"] == 1.0
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    heldout = [line for line in lines if "heldout/critic_loss" in line]
-    assert heldout[-1]["heldout/critic_loss"] < heldout[0]["heldout/critic_loss"]
-    assert heldout[-1]["heldout/logits_positive"] > heldout[-1]["heldout/logits_negative"] + 0.3

@@ -1,4 +1,7 @@
-"""ORIL and PURL: reward losses, TD3+BC and its parts against independent computations; only the reward loss differs."""
+"""ORIL and PURL: reward losses, TD3+BC and its parts against independent computations; only the reward loss differs.
+
+Their batches, encoders and learning rates are tested in test_laeo.py, with those of the other scripts.
+"""
 
 import json
 
@@ -7,26 +10,38 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import traceable_dataset
+from test_laeo import BOUNDS, IMAGE, features_of, make_data, make_encoder, perceptron, randomise
 
 import common
 import oril
 import purl
 
-DIM, ACTIONS, SIZE = 6, 2, 16
+DIM, ACTIONS, SIZE = 6, 3, 16
 
 
-def make_networks(dim=DIM, action_dim=ACTIONS, hidden_dim=32, seed=0):
+@pytest.fixture(params=["oril", "purl"])
+def script(request):
+    return {"oril": oril, "purl": purl}[request.param]
+
+
+def make_networks(script=oril, shape=(DIM,), bounds=BOUNDS, hidden_dim=32, seed=0, random_shift=0):
     generator = torch.Generator().manual_seed(seed)
-    encoders = [oril.Encoder(torch.zeros(dim), torch.ones(dim), 4, generator) for _ in range(3)]
-    return oril.Networks(encoders, action_dim, hidden_dim, generator)
+    encoders = [make_encoder(script, shape, generator, random_shift) for _ in range(3)]
+    return script.Networks(encoders, bounds, hidden_dim, generator)
 
 
-def make_batch(seed=5):
+def make_batch(script=oril, shape=(DIM,), seed=5, random_shift=0):
     generator = torch.Generator().manual_seed(seed)
     action = torch.rand(SIZE, ACTIONS, generator=generator) * 2 - 1
-    states = [torch.randn(SIZE, DIM, generator=generator) for _ in range(2)]
+    if len(shape) == 1:
+        states = [torch.randn(n, *shape, generator=generator) for n in (SIZE, SIZE, 7)]
+    else:
+        states = [torch.randint(256, (n, *shape), generator=generator, dtype=torch.uint8) for n in (SIZE, SIZE, 7)]
     noise = torch.randn(SIZE, ACTIONS, generator=torch.Generator().manual_seed(6))
-    return oril.Batch(states[0], action, states[1], torch.randn(7, DIM, generator=generator), noise)
+    terminal = (torch.arange(SIZE) % 4 == 0).float()
+    shifts = [torch.randint(2 * random_shift + 1, (len(x), 2), generator=generator) for x in states]
+    batch = script.Batch(states[0], action, states[1], terminal, noise, shifts if random_shift else [None] * 3)
+    return batch, states[2]
 
 
 def scatter_targets(networks, seed=9):
@@ -37,10 +52,17 @@ def scatter_targets(networks, seed=9):
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
-def update(networks, optimizer, step, **flags):
-    batch = make_batch()
-    oril.update(batch, networks, optimizer, oril.Args(**flags), step)
-    return batch
+def update(script, networks, optimizer, step, **flags):
+    batch, examples = make_batch(script)
+    script.update(batch, examples, networks, optimizer, script.Args(**flags), step)
+
+
+def extra_flags(script):
+    return {"eta": 0.2} if script is purl else {}
+
+
+def reward_loss(script, examples, data):
+    return script.reward_loss(examples, data, *extra_flags(script).values())
 
 
 # ------------------------------------------------------------------------------------------------------ reward losses
@@ -108,7 +130,7 @@ def test_raw_risk_falls_without_end_and_ours_does_not(raw):
     """Five examples, a network that can tell each of them apart, 1,000 steps."""
     generator = torch.Generator().manual_seed(0)
     examples, data = torch.randn(5, 8, generator=generator) + 1, torch.randn(200, 8, generator=generator)
-    reward = purl.Reward(purl.Encoder(torch.zeros(8), torch.ones(8), 4, generator), 64, generator)
+    reward = purl.Reward(make_encoder(purl, (8,), generator), 64, generator)
     optimizer, losses = torch.optim.Adam(reward.parameters(), 1e-3), []
     loss_function = raw_positive_unlabelled_loss if raw else purl.reward_loss
     for _ in range(1000):
@@ -123,100 +145,276 @@ def test_raw_risk_falls_without_end_and_ours_does_not(raw):
         assert min(losses) >= 0 and reward(examples).max() < 30
 
 
+# ---------------------------------------------------------------------------------------------------------- networks
+
+
+def test_twin_critics_take_features_and_scaled_actions(script):
+    """Against numpy, with layer normalisation before each ReLU; actions weigh as much as all features of an image."""
+    rng = np.random.default_rng(0)
+    for shape, dim, scale in (((DIM,), DIM, 1.0), (IMAGE, 16, (16 / 3) ** 0.5)):
+        critic = make_networks(script, shape).critic
+        randomise(critic)
+        features, action = rng.normal(size=(5, dim)), rng.uniform(-1, 1, (5, ACTIONS))
+        q = critic(torch.from_numpy(features).float(), torch.from_numpy(action).float()).detach().numpy()
+        assert q.shape == (2, 5) and len(critic.nets) == 2 and not np.allclose(q[0], q[1])
+        for net, twin in zip(critic.nets, q):
+            x = np.concatenate([features, scale * action], 1)
+            for linear, norm in ((net[0], net[1]), (net[3], net[4]), (net[6], None)):
+                x = x @ linear.weight.detach().double().numpy().T + linear.bias.detach().double().numpy()
+                if norm is not None:
+                    x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+                    x = np.maximum(x * norm.weight.detach().double().numpy() + norm.bias.detach().double().numpy(), 0)
+            np.testing.assert_allclose(twin, x[:, 0], rtol=1e-3, atol=1e-4)
+
+
+def test_reward_and_policy_are_networks_on_features_of_their_own(script):
+    networks, (batch, _) = make_networks(script, IMAGE, random_shift=2), make_batch(script, IMAGE, random_shift=2)
+    randomise(networks)
+    encoders = [networks.actor.encoder, networks.critic.encoder, networks.reward.encoder]
+    weights = [encoder.net[0].weight for encoder in encoders]
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+    for shift in (None, batch.shifts[0]):
+        x, y = (
+            features_of(encoder, batch.observation, shift, 2).detach().double().numpy()
+            for encoder in (networks.actor.encoder, networks.reward.encoder)
+        )
+        mode = networks.actor.mode(batch.observation, shift).detach()
+        np.testing.assert_allclose(mode, np.tanh(perceptron(networks.actor.net, x)), rtol=1e-3, atol=1e-4)
+        logits = networks.reward(batch.observation, shift).detach()
+        np.testing.assert_allclose(logits, perceptron(networks.reward.net, y)[:, 0], rtol=1e-3, atol=1e-4)
+
+
+def test_targets_begin_as_copies_that_no_gradient_reaches(script):
+    networks = make_networks(script)
+    for target, network in ((networks.target_actor, networks.actor), (networks.target_critic, networks.critic)):
+        for one, other in zip(target.parameters(), network.parameters()):
+            assert torch.equal(one, other) and one is not other
+            assert other.requires_grad and not one.requires_grad
+
+
 # ------------------------------------------------------------------------------------------------------------- TD3+BC
 
 
-def test_critic_target_and_losses_against_numpy():
+def test_critic_target_and_losses_against_numpy(script):
     rng = np.random.default_rng(2)
     reward, next_q, q = rng.random(8), rng.normal(size=(2, 8)), rng.normal(size=(2, 8))
-    target = oril.critic_target(torch.from_numpy(reward), torch.from_numpy(next_q), 0.9).numpy()
-    np.testing.assert_allclose(target, [r + 0.9 * min(a, b) for r, a, b in zip(reward, *next_q)], rtol=1e-12)
-    loss = oril.critic_loss(torch.from_numpy(q), torch.from_numpy(target))
+    terminal = np.array([0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0])
+    target = script.critic_target(*(torch.from_numpy(x) for x in (reward, terminal, next_q)), 0.9).numpy()
+    expected = [r if end else r + 0.9 * min(a, b) for r, end, a, b in zip(reward, terminal, *next_q)]
+    np.testing.assert_allclose(target, expected, rtol=1e-12)  # nothing follows a true end
+    loss = script.critic_loss(torch.from_numpy(q), torch.from_numpy(target))
     assert loss.item() == pytest.approx(np.mean((q[0] - target) ** 2) + np.mean((q[1] - target) ** 2), rel=1e-12)
 
 
-def test_policy_loss_is_normalised_and_its_normaliser_has_no_gradient():
+def test_policy_loss_is_normalised_and_its_normaliser_has_no_gradient(script):
     """With lambda = alpha / mean |Q|, minus lambda mean Q plus the mean squared error."""
     rng = np.random.default_rng(3)
     q, action, data = rng.normal(size=8) * 50, rng.uniform(-1, 1, (8, 2)), rng.uniform(-1, 1, (8, 2))
     q_tensor, action_tensor = (torch.from_numpy(x).requires_grad_(True) for x in (q, action))
-    loss = oril.policy_loss(q_tensor, action_tensor, torch.from_numpy(data), 2.5)
+    loss = script.policy_loss(q_tensor, action_tensor, torch.from_numpy(data), 2.5)
     weight = 2.5 / np.abs(q).mean()
     assert loss.item() == pytest.approx(-weight * q.mean() + ((action - data) ** 2).mean(), rel=1e-12)
     loss.backward()
     np.testing.assert_allclose(q_tensor.grad, np.full(8, -weight / 8), rtol=1e-12)
     np.testing.assert_allclose(action_tensor.grad, 2 * (action - data) / 16, rtol=1e-12)
-    scaled = oril.policy_loss(1000 * q_tensor, action_tensor, torch.from_numpy(data), 2.5)
+    scaled = script.policy_loss(1000 * q_tensor, action_tensor, torch.from_numpy(data), 2.5)
     assert scaled.item() == pytest.approx(loss.item(), rel=1e-12)
 
 
-def test_target_noise_is_drawn_for_each_number_and_clipped():
-    actor, generator = make_networks().actor, torch.Generator().manual_seed(0)
-    observation = torch.zeros(5000, DIM)
-    mode, normal = actor.mode(observation[:1]), torch.randn(5000, ACTIONS, generator=generator)
-    noise = oril.target_action(actor, observation, normal, oril.Args()) - mode
+class SeesActions(torch.nn.Module):
+    """In the place of a target critic: its "Q" are the actions that it is asked about."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = lambda observation, shift: observation
+
+    def forward(self, features, action):
+        return action.T
+
+
+def test_target_noise_is_drawn_for_each_number_and_clipped(script):
+    networks, generator = make_networks(script), torch.Generator().manual_seed(0)
+    actor, networks.target_critic = networks.target_actor, SeesActions()
+    observation, zeros = torch.zeros(5000, DIM), torch.zeros(5000)
+    normal = torch.randn(5000, ACTIONS, generator=generator)
+    batch = script.Batch(observation + 9, torch.zeros(5000, ACTIONS), observation, zeros, normal, [None] * 3)
+    target_action = lambda **flags: script.next_q(batch, networks, None, script.Args(**flags)).T  # noqa: E731
+    mode = actor.mode(observation[:1])
+    noise = target_action() - mode
     assert len(noise.unique(dim=0)) > 4900 and (noise[:, 0] - noise[:, 1]).abs().mean() > 0.1
     assert noise.std().item() == pytest.approx(0.2, rel=0.03) and noise.abs().max() <= 0.5 + 1e-6
-    clipped = oril.target_action(actor, observation, normal, oril.Args(policy_noise=0.2, noise_clip=0.1)) - mode
+    torch.testing.assert_close(noise, (0.2 * normal).clamp(-0.5, 0.5))
+    clipped = target_action(policy_noise=0.2, noise_clip=0.1) - mode
     assert clipped.abs().max() <= 0.1 + 1e-6 and ((clipped.abs() - 0.1).abs() < 1e-6).float().mean() > 0.5
-    wild = oril.target_action(actor, observation, normal, oril.Args(policy_noise=5.0, noise_clip=9.0))
-    assert wild.abs().max() == 1
-    still = oril.target_action(actor, observation, normal, oril.Args(policy_noise=0.0))
+    wild = target_action(policy_noise=5.0, noise_clip=9.0)
+    assert wild.max() == 1 and wild.min() == -1
+    still = target_action(policy_noise=0.0)
     assert torch.equal(still, mode.expand(5000, -1))
 
 
-def test_each_loss_reaches_only_its_own_network():
-    """With a learning rate of zero, an update leaves each network with the gradient of its own loss."""
-    networks = make_networks()
-    scatter_targets(networks)
-    optimizer = torch.optim.SGD(networks.parameters(), lr=0.0)
-    batch = update(networks, optimizer, step=1, alpha=1.7, discount=0.9, tau=0)
+def expected_gradients(script, batch, examples, networks, args, pad):
+    """Return the gradients of each network's own loss, from images that numpy has shifted."""
+    shift, next_shift, examples_shift = batch.shifts
     reward, actor, critic = networks.reward, networks.actor, networks.critic
 
-    loss = oril.reward_loss(reward(batch.examples), reward(batch.next_observation))
+    def seen_by(network, observation, which):
+        return features_of(network.encoder, observation, which, pad)
+
+    logits = reward.net(seen_by(reward, batch.next_observation, next_shift)).squeeze(-1)
+    logits_examples = reward.net(seen_by(reward, examples, examples_shift)).squeeze(-1)
+    loss = reward_loss(script, logits_examples, logits)
+    if script is purl:  # its floor is not reached
+        assert (F.softplus(logits).mean() - 0.2 * F.softplus(logits_examples).mean()).item() > 0.05
     noise = (0.2 * batch.noise).clamp(-0.5, 0.5)
-    next_action = (networks.target_actor.mode(batch.next_observation) + noise).clamp(-1, 1)
-    next_q = networks.target_critic(batch.next_observation, next_action)
-    target = (torch.sigmoid(reward(batch.next_observation)) + 0.9 * torch.minimum(next_q[0], next_q[1])).detach()
-    q = critic(batch.observation, batch.action)
+    target_actor, target_critic = networks.target_actor, networks.target_critic
+    next_action = torch.tanh(target_actor.net(seen_by(target_actor, batch.next_observation, next_shift)))
+    next_action = (next_action + noise).clamp(-1, 1)
+    next_q = target_critic(seen_by(target_critic, batch.next_observation, next_shift), next_action)
+    next_q = torch.where(batch.terminal == 1, 0.0, 0.9 * torch.minimum(next_q[0], next_q[1]))
+    target = (torch.sigmoid(logits) + next_q).detach()
+    features = seen_by(critic, batch.observation, shift)
+    q = critic(features, batch.action)
     q_loss = F.mse_loss(q[0], target) + F.mse_loss(q[1], target)
-    action = actor.mode(batch.observation)
-    q_policy = critic(batch.observation, action)[0]
+    action = torch.tanh(actor.net(seen_by(actor, batch.observation, shift)))
+    q_policy = critic(features.detach(), action)[0]
     policy_loss = -1.7 * q_policy.mean() / q_policy.abs().mean().detach() + F.mse_loss(action, batch.action)
-    for network, own in ((reward, loss), (critic, q_loss), (actor, policy_loss)):
-        for parameter, gradient in zip(
-            network.parameters(), torch.autograd.grad(own, list(network.parameters()), retain_graph=True)
-        ):
-            torch.testing.assert_close(parameter.grad, gradient)
+    losses = (reward, loss), (critic, q_loss), (actor, policy_loss)
+    return [
+        pair
+        for network, own in losses
+        for pair in zip(network.parameters(), torch.autograd.grad(own, list(network.parameters()), retain_graph=True))
+    ]
+
+
+@pytest.mark.parametrize("shape, random_shift", [((DIM,), 0), (IMAGE, 0), (IMAGE, 2)])
+def test_each_loss_reaches_only_its_own_network(script, shape, random_shift):
+    """Each network goes along the gradient of its own loss, from the parameters before the step; nothing adds up."""
+    networks = make_networks(script, shape, random_shift=random_shift)
+    randomise(networks)
+    scatter_targets(networks)
+    learned = [p for p in networks.parameters() if p.requires_grad]
+    optimizer, rate = torch.optim.SGD(learned, lr=1e-3), 1e-3
+    batch, examples = make_batch(script, shape, random_shift=random_shift)
+    args = script.Args(alpha=1.7, discount=0.9, tau=0, random_shift=random_shift, **extra_flags(script))
+    for _ in range(2):
+        pairs = expected_gradients(script, batch, examples, networks, args, random_shift)
+        before = [parameter.detach().clone() for parameter, _ in pairs]
+        assert len(pairs) == len(learned) and {id(p) for p, _ in pairs} == {id(p) for p in learned}
+        script.update(batch, examples, networks, optimizer, args, step=1)
+        for (parameter, gradient), old in zip(pairs, before):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(parameter.detach(), old - rate * gradient)
+        assert sum(gradient.abs().sum() > 0 for _, gradient in pairs) > len(pairs) - 4
     targets = [*networks.target_actor.parameters(), *networks.target_critic.parameters()]
     assert all(parameter.grad is None for parameter in targets)
 
 
-def test_policy_and_targets_move_in_every_second_step_only():
-    networks = make_networks()
+def test_policy_and_targets_move_in_every_second_step_only(script):
+    networks = make_networks(script)
     scatter_targets(networks)
     optimizer = torch.optim.Adam(networks.parameters(), 1e-2)
     for step in range(4):
         before = {name: value.clone() for name, value in networks.state_dict().items()}
-        update(networks, optimizer, step)
+        update(script, networks, optimizer, step)
         for name, value in networks.state_dict().items():
-            part = name.split(".")[0]
-            moves = "observation" not in name and (part in ("critic", "reward") or step % 2 == 1)
+            part, buffer = name.split(".")[0], "observation" in name or "bounds" in name
+            moves = not buffer and (part in ("critic", "reward") or step % 2 == 1)
             assert torch.equal(value, before[name]) != moves, (step, name)
 
 
-def test_targets_go_a_share_tau_of_the_way_to_the_new_networks():
-    networks = make_networks()
+def test_targets_go_a_share_tau_of_the_way_to_the_new_networks(script):
+    networks = make_networks(script)
     assert torch.equal(networks.target_critic.nets[0][0].weight, networks.critic.nets[0][0].weight)  # they begin equal
     scatter_targets(networks)
     before = {name: value.clone().double() for name, value in networks.state_dict().items()}
-    update(networks, torch.optim.Adam(networks.parameters(), 1e-2), step=1, tau=0.1)
+    update(script, networks, torch.optim.Adam(networks.parameters(), 1e-2), step=1, tau=0.1)
+    targets = [*networks.target_actor.parameters(), *networks.target_critic.parameters()]
+    assert not any(target.requires_grad for target in targets)  # and so no graph that grows from step to step
     after = networks.state_dict()
     for part in ("actor", "critic"):
         for name in after:
             if name.startswith(f"{part}.") and "observation" not in name:
                 expected = 0.9 * before[f"target_{name}"] + 0.1 * after[name].double()
                 np.testing.assert_allclose(after[f"target_{name}"], expected, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ batches and metrics
+
+
+def test_next_observation_is_the_next_one_of_the_same_episode(script):
+    data = make_data(script, traceable_dataset([3, 5, 1], [True, False, True]), [2, 0, 1])
+    batch = script.sample(data, script.Args(batch_size=2000), 0)
+    torch.testing.assert_close(10 * batch.action[:, 0], batch.observation[:, 0] + batch.observation[:, 1] / 10)
+    assert torch.equal(batch.next_observation, batch.observation + torch.tensor([0.0, 1.0]))
+    assert len(batch.observation.unique(dim=0)) == 9
+    ends = {(0, 2), (2, 0)}  # episode 1 was cut off by a step limit
+    expected = [float(tuple(x) in ends) for x in batch.observation.int().tolist()]
+    assert batch.terminal.tolist() == expected and batch.terminal.dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape, random_shift", [((DIM,), 0), (IMAGE, 2)])
+def test_metrics_against_an_independent_computation(script, shape, random_shift):
+    networks = make_networks(script, shape, random_shift=random_shift)
+    randomise(networks)
+    scatter_targets(networks)
+    batch, examples = make_batch(script, shape, random_shift=random_shift)
+    args = script.Args(discount=0.9, policy_noise=0.3, noise_clip=0.4, **extra_flags(script))
+    metrics = script.measure(batch, examples, networks, args)
+    encode = lambda network, x: network.encoder(x).detach()  # noqa: E731
+    sigma = {name: torch.sigmoid(networks.reward(x)) for name, x in (("e", examples), ("d", batch.next_observation))}
+    q = networks.critic(encode(networks.critic, batch.observation), batch.action).detach()
+    if script is oril:
+        loss = -(torch.log(sigma["e"]).mean() + torch.log(1 - sigma["d"]).mean()) / 2
+    else:
+        negative = -torch.log(1 - sigma["d"]).mean() + 0.2 * torch.log(1 - sigma["e"]).mean()
+        assert negative > 0.05  # not at its floor
+        loss = -0.2 * torch.log(sigma["e"]).mean() + negative
+    expected = {"reward_loss": loss, "reward_examples": sigma["e"].mean(), "reward_data": sigma["d"].mean()}
+    expected["q_data"] = torch.minimum(*q).mean()
+    noise = (0.3 * batch.noise).clamp(-0.4, 0.4)
+    next_action = (networks.target_actor.mode(batch.next_observation) + noise).clamp(-1, 1)
+    next_q = torch.minimum(*networks.target_critic(encode(networks.target_critic, batch.next_observation), next_action))
+    target = sigma["d"] + 0.9 * torch.where(batch.terminal == 1, 0, next_q)
+    expected["critic_loss"] = sum(((twin - target) ** 2).mean() for twin in q)
+    action = networks.actor.mode(batch.observation).detach()
+    q_policy = networks.critic(encode(networks.critic, batch.observation), action)
+    assert not torch.equal(q[0] < q[1], torch.ones(SIZE, dtype=bool)) and (q[0] < q[1]).any()
+    expected["q_policy"] = torch.minimum(*q_policy).mean()
+    expected["bc_error"] = ((action - batch.action) ** 2).mean()
+    expected = {name: value.item() for name, value in expected.items()}
+    assert metrics == pytest.approx(expected, rel=1e-4) and all(type(x) is float for x in metrics.values())
+
+
+@pytest.mark.parametrize("shape", [(DIM,), IMAGE])
+def test_metrics_of_labelled_states_are_those_of_their_own_label(script, shape):
+    networks, (batch, examples) = make_networks(script, shape), make_batch(script, shape)
+    randomise(networks)
+    scatter_targets(networks)
+    states = {"success": examples, "failure": batch.observation, "start": batch.next_observation}
+    labelled = script.measure_labelled(states, networks)
+    expected = {
+        f"reward_{label}": torch.sigmoid(networks.reward(states[label])).mean().item()
+        for label in ("success", "failure")
+    }
+    start = batch.next_observation
+    features = networks.critic.encoder(start)
+    expected["q_start"] = torch.minimum(*networks.critic(features, networks.actor.mode(start))).mean().item()
+    assert labelled == pytest.approx(expected, rel=1e-4) and all(type(x) is float for x in labelled.values())
+    without = script.measure_labelled({**states, "success": examples[:0]}, networks)
+    assert set(without) == {"reward_failure", "q_start"}  # no such state, no such metric
+
+
+def test_learned_reward_is_success_on_states_it_has_not_seen(script, reach_dataset, tmp_path):
+    """On the real task, from 40 mixed episodes; that policies succeed is in tests/test_slow.py, it takes minutes."""
+    settings = {"gradient_steps": 500, "batch_size": 128, "hidden_dim": 128, "eval_interval": 0, "eval_episodes": 1}
+    settings |= {"num_success": 50, "holdout_fraction": 0.2, "reward_learning_rate": 3e-4}
+    script.train(script.Args(dataset=reach_dataset, run_dir=tmp_path / "run", **settings))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "heldout/reward_success" in line][-1]
+    assert last["heldout/reward_success"] > last["heldout/reward_failure"] + 0.3
+
+
+# ------------------------------------------------------------------------------------------------------------- theory
 
 
 class FixedReward(torch.nn.Module):
@@ -227,17 +425,17 @@ class FixedReward(torch.nn.Module):
         self.register_buffer("table", torch.logit(torch.tensor(table)).float())
         self.zero = torch.nn.Parameter(torch.zeros(()))  # the reward's loss has something to be differentiated by
 
-    def forward(self, observation):
+    def forward(self, observation, shift=None):
         return observation @ self.table + 0 * self.zero
 
 
-@pytest.mark.parametrize("learn_policy", [False, True])
-def test_td3_finds_the_exact_q_function_of_a_small_mdp(learn_policy):
+@pytest.mark.parametrize("learn_policy, end", [(False, None), (True, None), (False, 2)])
+def test_td3_finds_the_exact_q_function_of_a_small_mdp(learn_policy, end):
     """A ring of five states, actions in [-1, 1] that go clockwise with probability (1 + a) / 2, a fixed reward.
 
-    Once with a fixed policy and once with a learned one and hardly any cloning; Q against the solution of the policy's
-    Bellman equation, and the learned policy against value iteration. Episodes have four steps: without bootstrapping
-    through their ends, Q would be less than half of what it is.
+    Once with a fixed policy, once with a learned one and hardly any cloning, and once with a state that truly ends the
+    episode; Q against the solution of the policy's Bellman equation, and the learned policy against value iteration.
+    Episodes have four steps at most: without bootstrapping through their ends, Q would be less than half of what it is.
     """
     num_states, discount, rewards = 5, 0.9, np.array([0.05, 0.1, 0.9, 0.3, 0.05])
     rng = np.random.default_rng(0)
@@ -248,24 +446,25 @@ def test_td3_finds_the_exact_q_function_of_a_small_mdp(learn_policy):
         clockwise = rng.random(episodes) < (1 + actions[:, t]) / 2
         states[:, t + 1] = (states[:, t] + np.where(clockwise, 1, -1)) % num_states
     one_hot = np.eye(num_states, dtype=np.float32)
-    lengths = np.full(episodes, steps, np.int32)
-    data = common.Dataset(one_hot[states], actions[..., None], lengths, one_hot[:1])
-    transitions = common.Transitions(data, np.arange(episodes), torch.device("cpu"))
+    ended = states[:, 1:] == end if end is not None else np.zeros((episodes, steps), bool)
+    lengths = np.where(ended.any(1), ended.argmax(1) + 1, steps).astype(np.int32)
+    bounds = np.array([[-1], [1]], np.float32)
+    dataset = common.Dataset(one_hot[states], actions[..., None], lengths, one_hot[:1], ended.any(1), bounds, "")
+    data = make_data(oril, dataset, range(episodes))
 
-    networks = make_networks(num_states, 1, hidden_dim=64, seed=3)
+    networks = make_networks(oril, (num_states,), torch.from_numpy(bounds), hidden_dim=64, seed=3)
     networks.reward = FixedReward(rewards)
     learned = [*networks.critic.parameters(), *(networks.actor.parameters() if learn_policy else ())]
-    optimizer, gradient_steps = torch.optim.Adam(learned, 2e-3), 3000
+    optimizer, gradient_steps = torch.optim.Adam(learned, 2e-3), 3000 if end is None else 1500
     args = oril.Args(discount=discount, alpha=50.0, policy_noise=0.0, tau=0.05)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, gradient_steps)
-    generator = torch.Generator().manual_seed(0)
     examples = torch.from_numpy(one_hot[:1])
     for step in range(gradient_steps):
-        batch = oril.sample(transitions, examples, args, generator)
-        oril.update(batch, networks, optimizer, args, step)
+        oril.update(oril.sample(data, args, step), examples, networks, optimizer, args, step)
         schedule.step()
 
     right, left = np.roll(np.eye(num_states), 1, axis=1), np.roll(np.eye(num_states), -1, axis=1)
+    follows = np.arange(num_states) != (-1 if end is None else end)  # whether anything follows a state
     with torch.no_grad():
         policy = networks.actor.mode(torch.from_numpy(one_hot)).double().numpy()
     mix = lambda a: (1 + a) / 2 * right + (1 - a) / 2 * left  # noqa: E731
@@ -276,76 +475,13 @@ def test_td3_finds_the_exact_q_function_of_a_small_mdp(learn_policy):
         best = np.sign(right @ (rewards + discount * value) - left @ (rewards + discount * value))
         assert np.array_equal(np.sign(policy[:, 0]), best)
     kernel = mix(policy)
-    value = np.linalg.solve(np.eye(num_states) - discount * kernel, kernel @ rewards)
+    value = np.linalg.solve(np.eye(num_states) - discount * kernel * follows, kernel @ rewards)
     assert np.ptp(policy) > 0.1
     grid = np.linspace(-1, 1, 5)
-    exact = np.stack([mix(a) @ (rewards + discount * value) for a in grid], 1)
+    exact = np.stack([mix(a) @ (rewards + discount * follows * value) for a in grid], 1)
     observation = torch.from_numpy(np.repeat(one_hot, 5, axis=0))
     with torch.no_grad():
         q = networks.critic(observation, torch.from_numpy(np.tile(grid, num_states).astype(np.float32))[:, None])
     for twin in q.numpy():
         np.testing.assert_allclose(twin.reshape(num_states, 5), exact, rtol=0.05)
-    assert np.ptp(exact) > 0.5
-
-
-# ------------------------------------------------------------------------------------------------ batches and the task
-
-
-def test_next_observation_is_the_next_one_of_the_same_episode():
-    data = traceable_dataset([3, 5, 1])
-    transitions = common.Transitions(data, np.array([2, 0, 1]), torch.device("cpu"))
-    batch = oril.sample(transitions, torch.zeros(1, 2), oril.Args(batch_size=2000), torch.Generator().manual_seed(0))
-    torch.testing.assert_close(batch.action[:, 0], batch.observation[:, 0] + batch.observation[:, 1] / 10)
-    assert torch.equal(batch.next_observation, batch.observation + torch.tensor([0.0, 1.0]))
-    assert len(batch.observation.unique(dim=0)) == 9
-
-
-@pytest.mark.parametrize("script", [oril, purl])
-def test_metrics_against_an_independent_computation(script):
-    networks, batch = make_networks(), make_batch()
-    scatter_targets(networks)
-    args = script.Args(discount=0.9, policy_noise=0.0, **({"eta": 0.2} if script is purl else {}))
-    metrics = script.measure(batch, networks, args)
-    sigma = {
-        name: torch.sigmoid(networks.reward(x)) for name, x in (("e", batch.examples), ("d", batch.next_observation))
-    }
-    assert metrics["reward_examples"] == pytest.approx(sigma["e"].mean().item())
-    assert metrics["reward_data"] == pytest.approx(sigma["d"].mean().item())
-    q = networks.critic(batch.observation, batch.action).detach()
-    assert metrics["q_data"] == pytest.approx(torch.minimum(*q).mean().item())
-    if script is oril:
-        loss = -(torch.log(sigma["e"]).mean() + torch.log(1 - sigma["d"]).mean()) / 2
-    else:
-        negative = -torch.log(1 - sigma["d"]).mean() + 0.2 * torch.log(1 - sigma["e"]).mean()
-        assert negative > 0.1  # not at its floor
-        loss = -0.2 * torch.log(sigma["e"]).mean() + negative
-    assert metrics["reward_loss"] == pytest.approx(loss.item(), rel=1e-5)
-    next_action = networks.target_actor.mode(batch.next_observation)
-    next_q = torch.minimum(*networks.target_critic(batch.next_observation, next_action))
-    loss = sum(((twin - sigma["d"] - 0.9 * next_q) ** 2).mean() for twin in q)
-    assert metrics["critic_loss"] == pytest.approx(loss.item(), rel=1e-5)
-    action = networks.actor.mode(batch.observation).detach()
-    assert metrics["q_policy"] == pytest.approx(
-        torch.minimum(*networks.critic(batch.observation, action)).mean().item()
-    )
-    assert metrics["bc_error"] == pytest.approx(((action - batch.action) ** 2).mean().item())
-    states = {"success": batch.examples, "failure": batch.observation, "start": batch.next_observation}
-    labelled = script.measure_labelled(states, networks)
-    assert labelled["reward_success"] == pytest.approx(sigma["e"].mean().item())
-    assert labelled["reward_failure"] == pytest.approx(torch.sigmoid(networks.reward(batch.observation)).mean().item())
-    start = batch.next_observation
-    q_start = torch.minimum(*networks.critic(start, networks.actor.mode(start))).mean().item()
-    assert labelled["q_start"] == pytest.approx(q_start)
-    without = script.measure_labelled({**states, "success": batch.examples[:0]}, networks)
-    assert set(without) == {"reward_failure", "q_start"}  # no such state, no such metric
-
-
-@pytest.mark.parametrize("script", [oril, purl])
-def test_learned_reward_is_success_on_states_it_has_not_seen(script, reach_dataset, tmp_path):
-    """On the real task, from 40 mixed episodes; that policies succeed is in tests/test_slow.py, it takes minutes."""
-    settings = {"gradient_steps": 500, "batch_size": 128, "hidden_dim": 128, "eval_interval": 0, "eval_episodes": 1}
-    settings |= {"num_success": 50, "holdout_fraction": 0.2, "reward_learning_rate": 3e-4}
-    script.train(script.Args(dataset=reach_dataset, run_dir=tmp_path / "run", **settings))
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    last = [line for line in lines if "heldout/reward_success" in line][-1]
-    assert last["heldout/reward_success"] > last["heldout/reward_failure"] + 0.3
+    assert np.ptp(exact) > (0.5 if end is None else 0.2)

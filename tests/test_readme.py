@@ -1,159 +1,393 @@
-"""The README against the code: flags, defaults, commands, metrics and tables; and mistakes on the command line."""
+"""README.md and docs/ against the code: commands, flags, defaults, metrics, tables, links; and the worked example."""
 
 import ast
 import dataclasses
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import test_training
 import tyro
+from gymnasium.utils.env_checker import check_env
 
 import bc
 import collect_data
 import common
+import contrastive_rl
+import evaluate
 import laeo
 import oril
 import purl
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmark"))
+import report  # noqa: E402
+import run as benchmark  # noqa: E402
+
 README = (ROOT / "README.md").read_text()
-SCRIPTS = {"laeo.py": laeo, "oril.py": oril, "purl.py": purl, "bc.py": bc, "collect_data.py": collect_data}
+DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+TEXTS = {"README.md": README} | {f"docs/{name}": text for name, text in DOCS.items()}
+CURRENT = {name: text for name, text in TEXTS.items() if name != "docs/history.md"}  # which shows old commands
+METHODS = {"laeo": laeo, "oril": oril, "purl": purl, "bc": bc}
+SCRIPTS = METHODS | {"contrastive_rl": contrastive_rl, "collect_data": collect_data, "evaluate": evaluate}
+PAGES = {name: f"{name}.md" for name in [*METHODS, "contrastive_rl"]}
+PAGES |= {"collect_data": "data.md", "evaluate": "training.md"}
+PARTS = ["Overview", "Usage", "Logged metrics", "Implementation details", "Results"]
 
 
-def flag_table(heading):
-    """Return {flag: default} of the table whose first heading is `heading`."""
-    lines = README.split(f"| {heading} | default | meaning |\n")[1].splitlines()[1:]
-    table = {}
-    for line in lines:
-        if not line.startswith("|"):
-            return table
-        name, default = [cell.strip() for cell in line.split("|")[1:3]]
-        table[name.strip("`")] = default
-    return table
+def section(text, heading):
+    """Return what stands below a heading of the second level."""
+    return re.split(r"^## ", text.split(f"\n## {heading}\n")[1], flags=re.MULTILINE)[0]
 
 
-SHARED = {field.name for field in dataclasses.fields(common.RunArgs)}
+def blocks(text, language=""):
+    """Return the fenced blocks of a language."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)  # all, so that none ends another
+    return [block for name, block in found if name == language]
 
 
-def own_fields(script):
-    """The fields of a script's flags that are not those of every method; purl's that are not oril's."""
-    fields = dataclasses.fields(SCRIPTS[script].Args)
-    known = set() if script == "collect_data.py" else SHARED
-    if script == "purl.py":
-        known = known | {field.name for field in dataclasses.fields(oril.Args)}
-        assert [f.default for f in fields if f.name in known] == [f.default for f in dataclasses.fields(oril.Args)]
-    return [field for field in fields if field.name not in known]
+def code(text):
+    """Return the lines of fenced blocks without a language, and what stands between backquotes in paragraphs."""
+    lines = [line for block in blocks(text) for line in block.splitlines()]
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return lines + [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
 
 
-@pytest.mark.parametrize("heading", [*(f"`{script}`" for script in SCRIPTS), "every method"])
-def test_flag_tables_are_the_flags(heading):
-    table = flag_table(f"flag of {heading}")
-    fields = dataclasses.fields(common.RunArgs) if heading == "every method" else own_fields(heading.strip("`"))
-    assert list(table) == [f"--{field.name.replace('_', '-')}" for field in fields]
-    for field in fields:
-        default = table[f"--{field.name.replace('_', '-')}"]
-        if field.default is None or field.default is False:
-            assert default == "", field.name
-        elif field.name == "behavior_dir":
-            assert default == field.default.name
-        elif isinstance(field.default, (int, float)):
-            assert float(default.replace(",", "")) == field.default, field.name
-        else:
-            assert default == field.default, field.name
+# ------------------------------------------------------------------------------------------------------------ commands
 
 
-def test_every_flag_has_its_help():
-    for name in SCRIPTS:
-        tree = ast.parse((ROOT / name).read_text())
-        args = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Args")
-        for field, text in zip(args.body[::2], args.body[1::2]):
-            assert isinstance(field, ast.AnnAssign) and isinstance(text.value, ast.Constant), ast.unparse(field)
+def commands(lines):
+    """Return script and arguments of every command `python SCRIPT ARGUMENTS`."""
+    parts = [part.strip() for line in lines for part in line.split("&&")]
+    found = [shlex.split(part, comments=True)[1:] for part in parts if re.match(r"python \S+\.py\b", part)]
+    return [(words[0], words[1:]) for words in found]
 
 
-def commands(text):
-    """All commands `python SCRIPT.py FLAGS` in a text."""
-    found = re.findall(r"python (\w+\.py)((?: --[\w-]+(?: [\w./][\w./-]*)?)*)", text)
-    return [(script, shlex.split(flags)) for script, flags in found]
+def command_cases():
+    for name, text in CURRENT.items():
+        yield from ((name, *command) for command in commands(code(text)))
+    for name, script in SCRIPTS.items():
+        lines = [line.strip() for line in script.__doc__.splitlines()]
+        yield from ((f"{name}.py", *command) for command in commands(lines))
 
 
-def test_commands_of_readme_and_docstrings_parse():
-    found = commands(README) + [command for script in SCRIPTS.values() for command in commands(script.__doc__)]
-    assert len(found) >= 25 and {script for script, _ in found} == set(SCRIPTS)
-    for script, flags in found:
-        if "--help" not in flags:
-            args = tyro.cli(SCRIPTS[script].Args, args=flags)
-            common.find_task(args.env_id)
+def check_command(script, arguments):
+    """Parse a command with the script's own flags; raises if they or what they name do not exist."""
+    if script.startswith("benchmark/"):
+        assert (ROOT / script).exists(), script
+        if script == "benchmark/run.py":
+            experiments, flags = benchmark.experiments(), {"--list", "--redo", "--jobs", "--only"}
+            assert all(word in experiments or word in flags or word.isdigit() for word in arguments), arguments
+        if script == "benchmark/failures.py":
+            assert any((benchmark.RESULTS / "state").glob(f"{arguments[0]}*.json")), arguments
+        return
+    if script == "point.py":  # of the README's example, which is run below
+        return
+    args = tyro.cli(SCRIPTS[Path(script).stem].Args, args=arguments)
+    own = {"point:Point-v0"} if getattr(args, "eval_episodes", 1) else {"my-robot"}
+    assert args.env_id is None or args.env_id in {*common.TASKS, *own}, args.env_id
 
 
-def test_first_command_is_the_one_that_was_measured():
-    lines = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
-    assert len(lines) == 1 and "pip install -r requirements.txt && python laeo.py --env-id FetchReach" in lines[0]
-    assert len([line for line in README.splitlines() if line.endswith("&& pytest")]) == 1
+def test_commands_parse_and_name_tasks():
+    cases = list(command_cases())
+    for name, script, arguments in cases:
+        try:
+            check_command(script, arguments)
+        except (SystemExit, KeyError, AssertionError) as error:
+            pytest.fail(f"{name}: python {script} {shlex.join(arguments)}: {error!r}")
+    assert {Path(script).stem for _, script, _ in cases} >= set(SCRIPTS) and len(cases) >= 40
 
 
-def test_tables_are_those_of_the_results():
-    sys.path.insert(0, str(ROOT / "benchmark"))
-    import report
+@pytest.mark.parametrize(
+    "script, arguments",
+    [
+        ("laeo.py", ["--num-succes", "10"]),
+        ("laeo.py", ["--env-id", "FetchPsh"]),
+        ("collect_data.py", ["--train"]),
+        ("laoe.py", []),
+        ("benchmark/run.py", ["stats"]),
+        ("benchmark/runs.py", []),
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(script, arguments):
+    with pytest.raises((SystemExit, KeyError, AssertionError)):
+        check_command(script, arguments)
 
-    assert report.fill(README) == README
-    assert set(re.findall(r"<!-- (\w+) -->", README)) == set(report.TABLES) | {"end"}
+
+def test_commands_are_found_wherever_they_stand():
+    text = "a `python bc.py\n--seed 1` b\n```\npip x && python laeo.py --resume runs/a  # note\npython -c 1\n```\n"
+    expected = [("laeo.py", ["--resume", "runs/a"]), ("bc.py", ["--seed", "1"])]
+    assert commands(code(text)) == expected
 
 
-@pytest.mark.parametrize("script", test_training.SCRIPTS)
-def test_metrics_are_explained(script):
-    """In the method's own section; PURL's refers to ORIL's."""
-    section = README.split(f"`{'oril' if script == 'purl' else script}.py`\n\n**Overview.**")[1].split("\n## ")[0]
-    labelled = {name.split("/")[1] for name in test_training.LABELLED} if script in ("oril", "purl") else set()
-    for name in test_training.METRICS[script] | labelled:
-        assert re.search(rf"^\|[^|]*`{name}`", section, re.MULTILINE), name
+def test_flags_in_the_text_exist():
+    fields = {field.name for script in SCRIPTS.values() for field in dataclasses.fields(script.Args)}
+    known = {f"--{name.replace('_', '-')}" for name in fields} | {"--help", "--logdir"}
+    known |= {"--list", "--redo", "--jobs", "--only", "--write", "--train"}  # of benchmark/, and of an earlier commit
+    for name, text in CURRENT.items():
+        for span in code(text):
+            flags = {word.split("=")[0] for word in span.split() if re.match(r"--\w", word)}
+            assert flags <= known, f"{name}: {span}"
+
+
+def test_install_commands_are_in_one_block():
+    block = next(block for block in blocks(README) if "python3 -m venv" in block).splitlines()
+    assert block[0] == "apt install python3-venv libegl1 libgl1 libosmesa6"
+    assert "pip install -r requirements.txt && python laeo.py --env-id FetchReach --gradient-steps 3000" in block[1]
+    assert "-r requirements.txt -r requirements-minari.txt && pytest" in block[2]
+    assert [line for line in README.splitlines() if line.endswith("&& pytest")] == [block[2]]  # .ci/run runs it
+
+
+# --------------------------------------------------------------------------------------------------------------- flags
+
+
+def flag_tables(text):
+    """Return {heading: {flag: (default, meaning)}} of the tables of flags."""
+    tables = {}
+    for heading, rows in re.findall(
+        r"^\| (flag\b[^|]*) \| default \| meaning \|\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.M
+    ):
+        cells = [[cell.strip() for cell in row.split("|")[1:4]] for row in rows.splitlines()]
+        tables[heading] = {flag.strip("`"): (default, meaning) for flag, default, meaning in cells}
+    return tables
+
+
+def written(default):
+    """Return how a default is written in a table."""
+    if default is None or default is False:
+        return ""
+    return default.name if isinstance(default, Path) else f"{default:,g}" if isinstance(default, float) else (
+        f"{default:,}" if isinstance(default, int) else default
+    )  # fmt: skip
+
+
+def documented(name):
+    """Return {flag: (default, meaning)} of a script, from the tables of its page and of those that the page names."""
+    pages = {"laeo": ["laeo", "training"], "oril": ["oril", "training"], "bc": ["bc", "training"]}
+    pages |= {"purl": ["purl", "oril", "training"], "collect_data": ["data"], "evaluate": ["training"]}
+    heading = "flag of `evaluate.py`" if name == "evaluate" else "flag"
+    tables = [flag_tables(DOCS[f"{page}.md"])[heading] for page in pages.get(name, [name])]
+    assert all(f"({page}.md" in DOCS[PAGES[name]] for page in pages.get(name, [])[1:])
+    flags = [flag for table in tables for flag in table]
+    assert len(flags) == len(set(flags)), f"{name}: a flag is in two tables"
+    return tables, {flag: row for table in tables for flag, row in table.items()}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_flag_tables_are_the_flags(name):
+    tables, rows = documented(name)
+    fields = [field for field in dataclasses.fields(SCRIPTS[name].Args) if field.default is not dataclasses.MISSING]
+    defaults = {f"--{field.name.replace('_', '-')}": written(field.default) for field in fields}
+    assert {flag: default for flag, (default, _) in rows.items()} == defaults
+    assert all(meaning for _, meaning in rows.values())
+    for table in tables:  # in the order of the script
+        assert list(table) == [flag for flag in defaults if flag in table]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_has_a_text_for_every_flag(name, monkeypatch):
+    """On the command line: the texts are read from the comments, or the docstrings, behind the fields."""
+    monkeypatch.setenv("COLUMNS", "300")
+    command = [sys.executable, ROOT / f"{name}.py", "--help"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    lines = [line.strip("│ \n") for line in process.stdout.splitlines()]
+    entries = re.split(r"\n(?=--|[A-Z]{2})", "\n" + "\n".join(lines))
+    for field in dataclasses.fields(SCRIPTS[name].Args):
+        flag = f"--{field.name.replace('_', '-')}"
+        entry = [x for x in entries if re.match(rf"{flag}\b(?!-)", x)]
+        if field.default is dataclasses.MISSING:  # a positional argument
+            entry = [x for x in entries if x.startswith(("RUN-DIR", "PATH"))]
+        text = re.sub(r"\((default:.*|required)\)", "", entry[0], flags=re.DOTALL)
+        text = re.sub(r"^(--[\w-]+(, --no-[\w-]+)?( \{[^}]*\}\S*| [A-Z]+)?|[A-Z-]+)\s", "", text)  # the flag itself
+        assert len(re.findall(r"\b[a-z]{2,}\b", text)) >= 2, entry
+
+
+# -------------------------------------------------------------------------------------------------- metrics and pages
+
+
+def metrics_table(text):
+    """Return the names in the tables of metrics."""
+    rows = re.findall(r"^\| metric \| meaning \|\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.M)
+    return {
+        name for table in rows for row in table.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1])
+    }
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_metrics_are_explained(name):
+    """Every metric, and no other, on the method's page; PURL's refers to ORIL's."""
+    page = "oril" if name == "purl" else name
+    labelled = {metric.split("/")[1] for metric in test_training.LABELLED} if page == "oril" else set()
+    assert metrics_table(section(DOCS[f"{page}.md"], "Logged metrics")) == test_training.METRICS[name] | labelled
+    purl_table = metrics_table(section(DOCS["purl.md"], "Logged metrics"))
+    assert purl_table <= test_training.METRICS["purl"] and "(oril.md#logged-metrics)" in DOCS["purl.md"]
+
+
+def test_metrics_of_the_evaluation_are_explained():
+    expected = {f"eval/{name}" for name in test_training.EVALUATED}
+    assert metrics_table(DOCS["training.md"]) == expected
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_page_of_a_method_has_five_parts(name):
+    assert re.findall(r"^## (.*)$", DOCS[f"{name}.md"], re.M) == PARTS
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_docstring_names_the_page(name):
+    assert f"docs/{PAGES[name]}" in SCRIPTS[name].__doc__, f"{name}.py: its docstring does not name its page"
+    assert PAGES[name] in DOCS
+
+
+@pytest.mark.parametrize("name", [*METHODS, "contrastive_rl"])
+def test_differences_have_the_numbers_of_the_docstring(name):
+    numbers = [int(n) for n in re.findall(r"^ ?(\d+)\. ", SCRIPTS[name].__doc__, re.M)]
+    details = [int(n) for n in re.findall(r"^(\d+)\. ", section(DOCS[f"{name}.md"], "Implementation details"), re.M)]
+    assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) >= 3
+    assert details == list(range(1, len(details) + 1)) and len(details) >= len(numbers)
+
+
+# ----------------------------------------------------------------------------------------------------- links and tables
+
+
+def anchors(text):
+    """Return the anchors that GitHub gives to the headings of a text."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_lead_somewhere(name):
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
+        if re.match(r"https?://", target):
+            continue
+        file, _, anchor = target.partition("#")
+        path = (ROOT / name).parent / file if file else ROOT / name
+        assert path.exists(), f"{name}: {target}"
+        assert not anchor or anchor in anchors(path.read_text()), f"{name}: {target}"
+
+
+def test_every_page_is_linked_from_the_readme():
+    assert {f"docs/{name}" for name in DOCS} <= set(re.findall(r"\]\((docs/[\w.]+)", README))
+
+
+def test_pictures_exist():
+    found = [(name, path) for name, text in TEXTS.items() for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)]
+    assert ("README.md", "benchmark/figures/push.gif") in found
+    for name, path in found:
+        assert ((ROOT / name).parent / path).stat().st_size > 1000
+
+
+def test_files_in_the_map_exist():
+    table = section(README, "Files")
+    names = [
+        name
+        for row in table.splitlines()
+        if row.startswith("| `")
+        for name in re.findall(r"`([^`]+)`", row.split("|")[1])
+    ]
+    assert all((ROOT / name).exists() for name in names)
+    assert {path.name for path in ROOT.glob("*.py")} <= set(re.findall(r"`(\w+\.py)`", table))
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_tables_are_those_of_the_results(name):
+    assert report.fill(TEXTS[name]) == TEXTS[name], "python benchmark/report.py --write makes the tables"
+    if name == "docs/history.md":
+        assert "<!--" not in TEXTS[name]  # its results cannot be made again
+
+
+def test_every_table_is_shown():
+    shown = {name for text in TEXTS.values() for name in re.findall(r"<!-- (\w+) -->", text)}
+    assert shown == set(report.TABLES) | {"end"}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_lines_are_short(name):
+    lines = [line for line in TEXTS[name].splitlines() if not line.startswith(("|", "python3 -m venv"))]
+    assert max(map(len, lines)) <= 120
+    assert name != "README.md" or len(TEXTS[name].splitlines()) <= 250
+
+
+def test_tasks_in_the_table_are_the_tasks():
+    rows = [
+        [cell.strip() for cell in row.split("|")[1:-1]]
+        for row in section(DOCS["data.md"], "Tasks").split("\n### ")[0].splitlines()
+    ]
+    found = {row[0]: row[2:4] for row in rows if row and row[0] in common.TASKS}
+    assert found == {k: [f"{t.max_episode_steps}", f"{t.num_episodes:,}"] for k, t in common.TASKS.items()}
+    assert all(f"`{task}`" in README for task in common.TASKS)
 
 
 def test_requirements_pin_the_simulators_exactly():
     requirements = (ROOT / "requirements.txt").read_text()
     for package, version in common.versions("mujoco", "metaworld", "gymnasium-robotics").items():
-        assert f"{package}=={version}" in requirements
+        assert re.search(rf"^{package}=={re.escape(version)}\s", requirements, re.M)
 
 
-def test_picture_in_the_readme_exists():
-    for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
-        assert (ROOT / path).stat().st_size > 1000
+# --------------------------------------------------------------------------------------------------------- the example
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_works_on_the_command_line(script):
-    process = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, timeout=120)
-    assert process.returncode == 0 and "--env-id" in process.stdout
-
-
-def test_mistake_on_the_command_line_is_one_sentence_and_a_failure(tmp_path):
-    command = [sys.executable, ROOT / "laeo.py", "--env-id", "FetchPsh"]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
-    assert process.returncode == 1
-    assert (
-        process.stderr.strip().splitlines()[-1].startswith("error: there is no task 'FetchPsh'; did you mean FetchPush")
+def test_worked_example_runs(tmp_path):
+    """The README's files and commands in an empty directory, with fewer steps."""
+    text = section(README, "Your own environment and data")
+    (program, load), (shell,) = blocks(text, "python"), blocks(text)
+    (tmp_path / "point.py").write_text(program)
+    for name in ("laeo.py", "common.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    for line in shell.splitlines():
+        script, arguments = commands([line])[0]
+        fewer = [re.sub("^1000$", "20", word) for word in arguments]
+        fewer += ["--eval-episodes", "2", "--eval-interval", "0"] if script == "laeo.py" else []
+        process = subprocess.run(
+            [sys.executable, script, *fewer], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert process.returncode == 0, process.stderr
+    assert "success_rate" in process.stdout
+    successes = len(np.load(tmp_path / "points" / "success_examples.npy"))
+    assert f"\n{successes} of the 500 episodes succeed" in text
+    assert len(load.strip().splitlines()) <= 4
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "runs", elsewhere / "runs")
+    show = "\nprint(actions.shape, actions.dtype, bool((abs(actions) <= 2).all()))"
+    process = subprocess.run(  # -I: without the directories that hold this project
+        [sys.executable, "-I", "-c", load + show], cwd=elsewhere, capture_output=True, text=True, timeout=300
     )
-    assert "Traceback" not in process.stderr and list(tmp_path.iterdir()) == []
+    assert process.stdout == "torch.Size([7, 2]) torch.float32 True\n", process.stderr
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # it recommends actions in [-1, 1]
+def test_worked_examples_environment_is_a_valid_one(tmp_path, monkeypatch):
+    program = blocks(section(README, "Your own environment and data"), "python")[0]
+    (tmp_path / "point.py").write_text(program)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        env = common.make_env("point:Point-v0")
+        check_env(env.unwrapped, skip_render_check=True)
+    finally:
+        gym.registry.pop("Point-v0", None)
+        sys.modules.pop("point", None)
+
+
+def test_python_blocks_are_valid():
+    for name, text in CURRENT.items():
+        for block in blocks(text, "python"):
+            ast.parse(block, name)
 
 
 def test_missing_dataset_is_made_by_the_printed_command(tmp_path, monkeypatch, capsys):
-    """With a stand-in for the process that is started: the real one takes minutes, and the first command runs it."""
-    started = []
-
-    class Process:
-        def __init__(self, command):
-            started.append(command)
-
-        def wait(self):
-            return len(started) - 1  # the second one fails
-
+    """With a stand-in for the collection, which takes minutes; the README's first command runs it."""
+    made = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(subprocess, "Popen", Process)
-    assert common.find_dataset("FetchPush", "hard") == Path("datasets/FetchPush-hard")
-    assert "python collect_data.py --env-id FetchPush --quality hard" in capsys.readouterr().out
-    assert started == [[sys.executable, str(ROOT / "collect_data.py"), "--env-id", "FetchPush", "--quality", "hard"]]
-    with pytest.raises(common.UserError, match="was not made"):
-        common.find_dataset("FetchPush", "hard")
+    monkeypatch.setattr(collect_data, "collect", made.append)
+    assert common.find_dataset("FetchPush", "hard") == tmp_path / "datasets" / "FetchPush-hard"
+    (command,) = commands(re.findall(r"python .*", capsys.readouterr().out))
+    assert command[0] == "collect_data.py"
+    assert made == [tyro.cli(collect_data.Args, args=command[1])]
