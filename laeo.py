@@ -1,27 +1,22 @@
 """LAEO, Learning to Achieve Examples Offline: from reward-free trajectories and a few success examples to a policy.
 
-A contrastive critic f(s, a, g) = phi(s, a)^T psi(g) learns to tell states that followed (s, a) from those that did
-not; at its optimum e^f is the discounted occupancy of g after (s, a), relative to how common g is. Averaged over
-success examples, e^f is the Q-function of the policy that made the data, up to a constant factor. The policy maximises
-it, held close to the data by a behavioural-cloning term.
-
-Hatch et al. 2023, "Contrastive Example-Based Control" (L4DC); equation numbers in this file are that paper's.
+A contrastive critic f(s, a, g) = phi(s, a)^T psi(g) learns to tell states that followed (s, a) from others; at its
+optimum e^f is the discounted occupancy of g after (s, a), relative to how common g is. Its mean over success examples
+is the Q-function of the policy that made the data, up to a factor. The policy maximises it, close to the data.
+Equation numbers in this file are those of Hatch et al. 2023, "Contrastive Example-Based Control" (L4DC).
 
     python laeo.py --env-id FetchReach --gradient-steps 3000
     python laeo.py --env-id FetchPush --num-success 10
 
 Differences from the paper and from the released code (docs/laeo.md has the reasons):
  1. Observations and success examples are standardised; images by a mean of each pixel and one deviation.
- 2. The expectation over the success examples is exact: all of them at every step, not one drawn for each state.
- 3. The policy maximises log E[e^f] with bc_coef 0.2 (images 0.5); the paper E[e^f] with 0.05, the code E[f] with 0.5.
+ 2. The expectation over p* is one over the data's states, weighted by p*/p; by flag it is over all examples.
+ 3. The policy maximises log E[e^f], and clones actions by their Q-values; in paper and code E[e^f], E[f], and alike.
  4. log(B - 1) is added to the logits, so that f with in-batch negatives is the f of Eq. 6.
  5. Future states come at least one step after the state and at most at the episode's end, as in the code.
- 6. Critic and policy are trained side by side, as in the code, and without its unused target network.
- 7. Networks are narrower, batches smaller, steps fewer; the learning rate starts higher and falls to zero.
- 8. Success examples are drawn with the run's seed, and never from held-out episodes.
- 9. Success is measured on 100 episodes with fixed seeds, played by the final policy.
-10. The critic has one image encoder for states, futures, examples and both twins; the policy has its own.
-11. Beside image features, actions are scaled to weigh as much as all of these in the critic's first layer.
+ 6. Critic and policy are trained side by side, as in the code; narrower, on smaller batches, with a falling rate.
+ 7. Success examples are never from held-out episodes. Evaluation starts are fixed, and the final policy plays.
+ 8. The critic has one image encoder and the policy another; actions are scaled to weigh as much as all image features.
 """
 
 import json
@@ -62,7 +57,8 @@ class Args:
     discount: Annotated[float, 1e-6, 1 - 1e-6] = 0.99  # of the geometric distribution that future states are drawn from
     hidden_dim: Count = 256  # width of the two hidden layers in every network
     repr_dim: Count = 64  # length of the representations phi and psi
-    policy_objective: Literal["f", "exp_f", "log_exp_f"] = "log_exp_f"  # mean f, mean e^f (the paper), or its logarithm
+    policy_objective: Literal["weighted", "f", "exp_f", "log_exp_f"] = "weighted"  # log E[p*/p e^f]; or of the examples
+    classifier_noise: Annotated[float, 0, 1e6] = 0.1  # on standardised states, when p*/p is learned: a bandwidth
     bc_coef: Annotated[float | None, 0, 1] = None  # lambda, the weight of cloning; if not given 0.2, for images 0.5
     channels: Count = 16  # for images: of the first convolution; the second and the third have twice as many
     random_shift: Annotated[int, 0, 32] = 0  # for images: move those of a batch by up to so many pixels (augmentation)
@@ -173,22 +169,28 @@ def critic_loss(phi: Tensor, psi: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, labels)
 
 
-def policy_value(phi: Tensor, psi_examples: Tensor, batch_size: int, objective: str) -> Tensor:
-    """Value [B] of state-actions phi [2, B, repr_dim] under all success examples [2, num_success, repr_dim].
+def classifier_loss(examples: Tensor, data: Tensor) -> Tensor:
+    """Cross-entropy from logits of success examples [num_success] and of states of the data [B]; 2 log 2 by chance."""
+    return F.softplus(-examples).mean() + F.softplus(data).mean()  # alike in weight: a logit's optimum is log p*/p
 
-    `batch_size` is the one of the critic's loss: log(batch_size - 1) turns its logits into the f of Eq. 6.
+
+def policy_value(phi: Tensor, psi: Tensor, log_ratio: Tensor, batch_size: int, objective: str) -> Tensor:
+    """Value [B] of state-actions phi [2, B, repr_dim], an expectation over N states with psi [2, N, repr_dim].
+
+    For `weighted` they are critic_loss's, with log_ratio [N], log p*(s) / p(s), of each; else the success examples.
     """
-    f = (phi @ psi_examples.mT).amin(0) + np.log(batch_size - 1)  # [B, num_success]; the smaller of the twins
-    if objective == "f":
-        return f.mean(-1)
-    if objective == "exp_f":
-        return f.exp().mean(-1)  # Eq. 7: Q(s, a), up to c / (1 - discount)
-    return f.logsumexp(-1) - np.log(f.shape[-1])
+    f = phi @ psi.mT  # [2, B, N]
+    if objective == "weighted":  # log of Eq. 7: E_p*[e^f] = E_p[p*/p e^f] / E_p[e^f], since E_p[e^f] is 1 by Eq. 6
+        return ((f + log_ratio.clamp(max=np.log(10))).logsumexp(-1) - f.logsumexp(-1)).amin(0)
+    f = f.amin(0) + np.log(batch_size - 1)  # the smaller twin, which critic_loss's B makes the f of Eq. 6
+    value = f.mean(-1) if objective == "f" else f.logsumexp(-1) - np.log(f.shape[-1])
+    return value.exp() if objective == "exp_f" else value  # Eq. 7: Q(s, a), up to c / (1 - discount)
 
 
-def policy_loss(value: Tensor, log_prob: Tensor, bc_coef: float) -> Tensor:
-    """Eq. 8, from values [B] of the policy's own actions and log-probabilities [B] of the data's actions."""
-    return -(1 - bc_coef) * value.mean() - bc_coef * log_prob.mean()
+def policy_loss(value: Tensor, log_prob: Tensor, advantage: Tensor, bc_coef: float) -> Tensor:
+    """Eq. 8, from values [B] of the policy's actions, log pi [B] of the data's actions, and advantages [B] of these."""
+    weight = advantage.exp().clamp(max=10)  # the data's Q-value in parts of the policy's
+    return -(1 - bc_coef) * value.mean() - bc_coef * (weight / weight.mean() * log_prob).mean()
 
 
 class Data(NamedTuple):
@@ -197,6 +199,7 @@ class Data(NamedTuple):
     train: common.Transitions  # of it, as many episodes as are held out, for metrics that can be compared with these
     heldout: common.Transitions  # what is never trained on
     device: torch.device  # where batches go
+    log_ratio: np.ndarray  # [episodes * (steps + 1)] log p*(s) / p(s) of every state; zeros until it is known
 
 
 def load_data(args: Args, device: torch.device) -> tuple[common.Dataset, Data, Tensor, Tensor, Tensor]:
@@ -218,13 +221,15 @@ def load_data(args: Args, device: torch.device) -> tuple[common.Dataset, Data, T
     if device.type == "cuda" and observations.nbytes < 0.75 * torch.cuda.mem_get_info()[0]:
         observations = observations.to(device)
     uses = [common.transitions(dataset, episodes) for episodes in (training, training[: len(heldout)], heldout)]
-    return dataset, Data(observations, *uses, device), mean, std, torch.from_numpy(examples).to(device)
+    data = Data(observations, *uses, device, np.zeros(len(observations), np.float32))
+    return dataset, data, mean, std, torch.from_numpy(examples).to(device)
 
 
 class Batch(NamedTuple):
     observation: Tensor  # [B, ...]
     action: Tensor  # [B, A]
     future: Tensor  # [B, ...], drawn from the discounted future of (observation, action)
+    log_ratio: Tensor  # [B] log p*(s) / p(s) of the futures
     noise: Tensor  # [B, A], standard normal, for the policy's own action
     shifts: list  # of observations, futures and success examples: [B, 2], [B, 2] and [num_success, 2], or None
 
@@ -243,24 +248,39 @@ def sample(data: Data, args: Args, step: int, use: str = "batches") -> Batch:
     shifts = [rng.integers(2 * args.random_shift + 1, size=(n, 2)) if args.random_shift else None for n in sizes]
     rows = [torch.from_numpy(x).to(data.observations.device) for x in (row, row + k)]
     observation, future = (data.observations.index_select(0, x).to(data.device) for x in rows)
-    action, noise, *shifts = (x if x is None else torch.from_numpy(x).to(data.device) for x in (action, noise, *shifts))
-    return Batch(observation, action, future, noise, shifts)
+    arrays = action, data.log_ratio[row + k], noise, *shifts
+    action, log_ratio, noise, *shifts = (x if x is None else torch.from_numpy(x).to(data.device) for x in arrays)
+    return Batch(observation, action, future, log_ratio, noise, shifts)
+
+
+def fit_log_ratio(encoder: Encoder, data: Data, examples: Tensor, args: Args, generator: Generator) -> np.ndarray:
+    """Learn log p*(s) / p(s) from the success examples and the critic's negatives; return it for every state."""
+    classifier = nn.Sequential(encoder, mlp([encoder.dim, 64, 64, 1], generator), nn.Flatten(0)).to(data.device)
+    optimizer, scale = Adam(classifier.parameters(), 1e-3), args.classifier_noise * encoder.observation_std
+    for step in range(1_000):
+        states = examples, sample(data, args, step).future  # noise, or the examples are learned by heart
+        noised = [x + scale * torch.randn(x.shape, generator=generator).to(data.device) for x in states]
+        optimizer.zero_grad()
+        classifier_loss(*map(classifier, noised)).backward()
+        optimizer.step()
+    return torch.cat([classifier(x.to(data.device)).detach().cpu() for x in data.observations.split(1024)]).numpy()
 
 
 def update(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, optimizer: Adam, args: Args) -> None:
     """Take one gradient step of both networks, from the same batch and the same parameters."""
     optimizer.zero_grad()
     shift, future_shift, examples_shift = batch.shifts
-    features = critic.encoder(batch.observation, shift)
-    loss = critic_loss(critic.phi(features, batch.action), critic.psi(critic.encoder(batch.future, future_shift)))
-    loss.backward(inputs=list(critic.parameters()))
+    features, psi = critic.encoder(batch.observation, shift), critic.psi(critic.encoder(batch.future, future_shift))
+    phi, weighted = critic.phi(features, batch.action), args.policy_objective == "weighted"
+    critic_loss(phi, psi).backward(inputs=list(critic.parameters()))
 
     mean, std = actor.distribution(batch.observation, shift)
     action = torch.tanh(mean + std * batch.noise)
-    with torch.no_grad():
-        psi_examples = critic.psi(critic.encoder(examples, examples_shift))
-    value = policy_value(critic.phi(features.detach(), action), psi_examples, len(action), args.policy_objective)
-    loss = policy_loss(value, actor.log_prob(mean, std, batch.action), args.bc_coef)
+    psi = psi if weighted else critic.psi(critic.encoder(examples, examples_shift))
+    states = psi.detach(), batch.log_ratio, len(action), args.policy_objective
+    value = policy_value(critic.phi(features.detach(), action), *states)
+    advantage = policy_value(phi.detach(), *states) - value.detach() if weighted else torch.zeros_like(value)
+    loss = policy_loss(value, actor.log_prob(mean, std, batch.action), advantage, args.bc_coef)
     loss.backward(inputs=list(actor.parameters()))  # the value's gradient passes through the critic and changes nothing
     optimizer.step()
 
@@ -268,9 +288,10 @@ def update(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, optimiz
 @torch.no_grad()
 def measure(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, args: Args) -> dict[str, float]:
     """Return metrics of one batch, without the random shift; docs/laeo.md explains each."""
-    features, psi_examples = critic.encoder(batch.observation), critic.psi(critic.encoder(examples))
-    phi, psi = critic.phi(features, batch.action), critic.psi(critic.encoder(batch.future))
-    logits, size, settings = phi @ psi.mT, len(batch.action), (psi_examples, args.batch_size, args.policy_objective)
+    features, psi = critic.encoder(batch.observation), critic.psi(critic.encoder(batch.future))
+    phi, size = critic.phi(features, batch.action), len(batch.action)
+    logits, states = phi @ psi.mT, psi if args.policy_objective == "weighted" else critic.psi(critic.encoder(examples))
+    settings = states, batch.log_ratio, args.batch_size, args.policy_objective
     positives = logits.diagonal(dim1=1, dim2=2)
     mean, std = actor.distribution(batch.observation)
     metrics = {
@@ -358,10 +379,11 @@ def train(args: Args) -> dict[str, Any]:
         args.bc_coef = 0.5 if mean.ndim == 3 else 0.2
 
     generator = Generator().manual_seed(int(common.seed_sequence(args.seed, "weights").generate_state(1)[0]))
-    bounds, encoders = torch.from_numpy(dataset.action_bounds), [Encoder(mean, std, args, generator) for _ in "ac"]
+    bounds, encoders = torch.from_numpy(dataset.action_bounds), [Encoder(mean, std, args, generator) for _ in "acr"]
     actor = Actor(encoders[0], bounds, args.hidden_dim, generator).to(device)
     critic = Critic(encoders[1], bounds.shape[1], args.hidden_dim, args.repr_dim, generator).to(device)
     optimizer = Adam([*actor.parameters(), *critic.parameters()], args.learning_rate, eps=1e-7, fused=True)
+    data = data._replace(log_ratio=fit_log_ratio(encoders[2], data, examples, args, generator))  # on resuming the same
     parts, first_step = {"actor": actor, "critic": critic, "optimizer": optimizer}, checkpoint.get("step", 0)
     try:
         for name, part in parts.items() if checkpoint else ():

@@ -17,6 +17,8 @@ percentile. The random numbers have a fixed seed, so that the same results give 
 - A difference between two methods: the same bootstrap of both, each resampled on its own. (Runs with the same seed have
   the same starts; to pair them would narrow the interval where the same starts are hard for both methods.) If all
   outcomes of one of the methods are the same, their own intervals are combined by Newcombe's formula instead.
+- The search compares each setting with its method's default on the same seeds and the same starts. Its intervals are
+  of paired differences: seeds are resampled, and within each its pairs of episodes.
 - One seed says nothing about other seeds, and its interval speaks of other starts alone. Three seeds say little. In
   simulations with 100 episodes for each seed, and a rate of 0.8 whose standard deviation over seeds is 0.03 / 0.1, the
   interval held the rate in 0.96 / 0.79 of the cases with 3 seeds, 0.97 / 0.88 with 5, and 0.98 / 0.92 with 10.
@@ -106,6 +108,20 @@ def load(experiment: str) -> dict[str, dict]:
     return {path.stem: json.loads(path.read_text()) for path in sorted((RESULTS / experiment).glob("*.json"))}
 
 
+def paired_interval(first: list[np.ndarray], second: list[np.ndarray]) -> tuple[float, float, float]:
+    """Return the mean of the first minus that of the second, and the ends of its 95 % interval.
+
+    Both hold values [episodes] of the same seeds and the same starts, in the same order.
+    """
+    differences, generator = np.stack(first) - np.stack(second), np.random.default_rng(0)
+    seeds, episodes = differences.shape
+    means = np.zeros(RESAMPLES)
+    for i in range(RESAMPLES):
+        drawn = generator.integers(seeds, size=(seeds, 1))
+        means[i] = differences[drawn, generator.integers(episodes, size=(seeds, episodes))].mean()
+    return float(differences.mean()), *(float(x) for x in np.percentile(means, [2.5, 97.5]))
+
+
 def of_task(runs: dict[str, dict], method: str, env_id: str) -> list[dict]:
     """Return the runs of one method on one task, one for each seed."""
     return [run for name, run in runs.items() if name.rsplit("-", 1)[0] == f"{method}-{env_id}"]
@@ -128,35 +144,102 @@ def table(caption: str, columns: str, rows: list[list[str]]) -> str:
     return "\n".join([textwrap.fill(caption, 120), "", *lines])
 
 
-def state_table() -> str:
-    """Return the table of all methods on the tasks of states."""
-    runs, rows = load("state"), []
-    for env_id in STATE_TASKS:
-        for method, name in METHODS.items():
-            if mine := of_task(runs, method, env_id):
-                minutes = np.median([run["seconds"]["training"] for run in mine]) / 60
-                row = [env_id, name, f"**{rate(mine, 'success')}**", rate(mine, "final_success"), seeds(mine)]
-                rows.append([*row, f"{mine[0]['args']['gradient_steps']:,}", f"{minutes:.1f}"])
+def groups(experiment: str) -> list[tuple[str, dict[str, list[dict]]]]:
+    """Return the cases of an experiment in order, each with its runs by method; a run's name is METHOD-CASE-SEED."""
+    runs, found = load(experiment), {}
+    for method in METHODS:
+        for name, run in runs.items():
+            if name.startswith(f"{method}-"):
+                found.setdefault(name.split("-")[1], {}).setdefault(method, []).append(run)
+    if experiment in ("examples", "sizes"):  # FetchPush's standard runs are a case of these too
+        found["200" if experiment == "examples" else "4000"] = {
+            method: mine
+            for method in METHODS
+            if (mine := of_task(load("state"), method, "FetchPush")) and (method != "bc" or experiment == "sizes")
+        }
+        return sorted(found.items(), key=lambda case: -int(case[0]))
+    return [(task, found[task]) for task in STATE_TASKS if task in found]
+
+
+def methods_table(experiment: str, first_column: str) -> str:
+    """Return the table of all methods in every case of an experiment."""
+    rows = []
+    for case, methods in groups(experiment):
+        for method, mine in methods.items():
+            minutes = np.median([run["seconds"]["training"] for run in mine]) / 60
+            row = [f"{int(case):,}" if case.isdigit() else case, METHODS[method], f"**{rate(mine, 'success')}**"]
+            row += [rate(mine, "final_success"), seeds(mine), f"{mine[0]['args']['gradient_steps']:,}"]
+            rows.append([*row, f"{minutes:.1f}"])
     caption = f"{INTERVALS} Minutes: of training, the median over seeds."
-    return table(caption, "task | method | any step | last step | each seed, any / last | steps | minutes", rows)
+    columns = f"{first_column} | method | any step | last step | each seed, any / last | steps | minutes"
+    return table(caption, columns, rows)
 
 
 def differences_table() -> str:
-    """Return the table of LAEO's rates minus those of the other methods, on the tasks of states."""
-    runs, rows = load("state"), []
-    for env_id in STATE_TASKS:
-        for method, name in list(METHODS.items())[1:]:
-            mine, other = of_task(runs, "laeo", env_id), of_task(runs, method, env_id)
-            if mine and other:
-                pairs = [[[outcomes(run, kind) for run in x] for x in (mine, other)] for kind in KINDS]
-                cells = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference_interval(*pair)) for pair in pairs]
-                rows.append([env_id, f"LAEO - {name}", *cells])
+    """Return the table of LAEO's rates minus those of the other methods, in every case of every experiment."""
+    rows = []
+    names = {"state": "{}", "hard": "{}, hard data", "examples": "FetchPush, {} examples"}
+    for experiment, name in (names | {"sizes": "FetchPush, {} episodes"}).items():
+        for case, methods in groups(experiment):
+            if (experiment, case) in (("examples", "200"), ("sizes", "4000")):
+                continue  # which are FetchPush's standard runs
+            for method, other in methods.items():
+                if method != "laeo" and "laeo" in methods:
+                    pairs = [[[outcomes(run, kind) for run in x] for x in (methods["laeo"], other)] for kind in KINDS]
+                    cells = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference_interval(*pair)) for pair in pairs]
+                    rows.append([name.format(case), f"LAEO - {METHODS[method]}", *cells])
     caption = (
         "Brackets: 95 % intervals from a bootstrap that resamples, for each of the two methods on its own, seeds and, "
         "within each, its distinct episodes; where all outcomes of one of the methods are the same, the methods' own "
         "intervals, combined by Newcombe's formula."
     )
-    return table(caption, "task | difference | any step | last step", rows)
+    return table(caption, "case | difference | any step | last step", rows)
+
+
+def settings_table() -> str:
+    """Return the table of LAEO's own settings on FetchPush, with the default in the first row."""
+    cases, default = {}, of_task(load("state"), "laeo", "FetchPush")
+    for name, run in load("settings").items():
+        cases.setdefault(name.rsplit("-", 1)[0], []).append(run)
+    rows = []
+    for name, mine in ([("default", default)] if default else []) + sorted(cases.items()):
+        args = mine[0]["args"]
+        rows.append([name, args["policy_objective"], f"{args['bc_coef']:g}", *(rate(mine, kind) for kind in KINDS)])
+        rows[-1].append(seeds(mine))
+    return table(INTERVALS, "setting | objective | bc_coef | any step | last step | each seed, any / last", rows)
+
+
+def search_table() -> str:
+    """Return the table of all settings that were tried, each against its method's default."""
+    runs, commands = load("search"), json.loads((Path(__file__).parent / "search.json").read_text())
+    kinds, rows = (*KINDS, "discounted_return"), []
+    for name, command in commands.items():
+        base = "laeo-default" if name.startswith("laeo") else f"{name.split('-')[0]}-default"
+        mine, default = (
+            {run["args"]["seed"]: run for key, run in runs.items() if key.rsplit("-", 1)[0] == x} for x in (name, base)
+        )
+        if not mine:
+            continue
+        shared = sorted(mine.keys() & default.keys())
+        script, *flags = command.split()
+        row = [script.removesuffix(".py").upper(), f"`{' '.join(flags)}`" if flags else "default", str(len(mine))]
+        for kind in kinds:
+            values = {seed: np.array(run["episodes"][kind], float) for seed, run in mine.items()}
+            row.append(f"{np.mean([x.mean() for x in values.values()]):.3f}")
+            if name != base and shared:
+                others = [np.array(default[seed]["episodes"][kind], float) for seed in shared]
+                difference = paired_interval([values[seed] for seed in shared], others)
+                row.append("{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference))
+            else:
+                row.append("")
+        rows.append(row)
+    caption = (
+        "Each setting on the same search seeds, 300 episodes each, and its difference from its method's default on the "
+        "same seeds and starts. Brackets: 95 % intervals from a bootstrap that resamples seeds and, within each, its "
+        "pairs of episodes."
+    )
+    columns = "method | flags | seeds | any step | difference | last step | difference | discounted return | difference"
+    return table(caption, columns, rows)
 
 
 def tasks_table() -> str:
@@ -233,7 +316,10 @@ def camera_table() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "state": state_table, "differences": differences_table, "tasks": tasks_table, "data": data_table,
+    "state": lambda: methods_table("state", "task"), "hard": lambda: methods_table("hard", "task"),
+    "examples": lambda: methods_table("examples", "success examples"),
+    "sizes": lambda: methods_table("sizes", "episodes"), "settings": settings_table, "search": search_table,
+    "differences": differences_table, "tasks": tasks_table, "data": data_table,
     "behavior": behavior_table, "threads": threads_table, "camera": camera_table,
 }  # fmt: skip
 

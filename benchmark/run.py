@@ -6,13 +6,18 @@
     python benchmark/run.py state --redo            # run all of them again
     python benchmark/report.py --write              # put the tables into README.md and docs/*.md
 
-Each run's result.json, with the outcome of every single episode, becomes benchmark/results/EXPERIMENT/NAME.json; of a
-dataset it is the metadata.json. A run that fails is reported at the end, with a non-zero exit; what is done stays done,
-so that the same command goes on (with --redo it begins again). Ctrl-C ends the runs too, and waits for them. A dataset
-that is not in datasets/ is not done, although its metadata may be among the results. Every run has one thread.
+Each run's result.json, with the outcome of every single episode and the evaluations on the way (`curve`), becomes
+benchmark/results/EXPERIMENT/NAME.json; of a dataset it is the metadata.json. A run that fails is reported at the end,
+with a non-zero exit; what is done stays done, so that the same command goes on (with --redo it begins again). Ctrl-C
+ends the runs too, and waits for them. A dataset that is not in datasets/ is not done, although its metadata may be
+among the results. Every run has one thread.
+
+The experiment `search` tries settings on seeds that are in no table. It runs the scripts of the commit SEARCH_COMMIT
+with benchmark/search.patch, which adds those settings that did not stay.
 """
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -27,35 +32,31 @@ sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
 
 METHODS = ("laeo", "oril", "purl", "bc")
-SEEDS = (0, 1, 2)
 STATE_TASKS = [env_id for env_id, task in common.TASKS.items() if task.state_task is None]
+SEEDS = {"FetchPush": range(8)}  # of the tables; the other tasks, where the methods are level, have three
 STEPS = {  # the easier tasks need fewer than the default; LAEO, which waits for no target network, fewer still
     "laeo-FetchReach": "--gradient-steps 3000",
     "FetchReach": "--gradient-steps 10000",
     "SawyerWindowOpen": "--gradient-steps 5000",
     "SawyerDrawerClose": "--gradient-steps 5000",
 }
-SETTINGS = {  # LAEO on FetchPush, 200 examples, seed 0: what the defaults, state/laeo-FetchPush-0, are compared with
-    "objective-paper": "--policy-objective exp_f --bc-coef 0.05",
-    "objective-released-code": "--policy-objective f --bc-coef 0.5",
+DATA = {  # beside each task's standard dataset; 31,271 episodes are the paper's 1x
+    "FetchReach-hard": "--env-id FetchReach --quality hard",
+    "FetchPush-hard": "--env-id FetchPush --quality hard",
+    "FetchPush-400": "--env-id FetchPush --num-episodes 400",
+    "FetchPush-31271": "--env-id FetchPush --num-episodes 31271",
+}
+SETTINGS = {  # LAEO on FetchPush, 200 examples: what the defaults, state/laeo-FetchPush-SEED, are compared with
+    "objective-f": "--policy-objective f",
+    "objective-exp-f": "--policy-objective exp_f",
+    "paper": "--policy-objective exp_f --bc-coef 0.05",
+    "released-code": "--policy-objective f --bc-coef 0.5",
+    "bc-coef-0.1": "--bc-coef 0.1",
     "bc-coef-0.5": "--bc-coef 0.5",
-    "learning-rate-3e-4": "--learning-rate 3e-4",
-    "batch-size-512": "--batch-size 512",
-    "hidden-dim-512": "--hidden-dim 512",
 }
-TUNING = {  # of the methods that LAEO is compared with: FetchPush, 200 examples, a seed that is not in the results
-    "bc": "bc.py",
-    "oril-alpha-0.4": "oril.py --alpha 0.4",
-    "oril-alpha-1": "oril.py --alpha 1",
-    "oril-alpha-2.5": "oril.py --alpha 2.5",
-    "oril-alpha-1-slow-reward": "oril.py --alpha 1 --reward-learning-rate 1e-5",
-    "oril-alpha-2.5-slow-reward": "oril.py --alpha 2.5 --reward-learning-rate 1e-5",
-    "oril-alpha-1-slow": "oril.py --alpha 1 --learning-rate 3e-4",
-    "purl-alpha-1-eta-0.3": "purl.py --alpha 1 --eta 0.3",
-    "purl-alpha-1-eta-0.5": "purl.py --alpha 1 --eta 0.5",
-    "purl-alpha-2.5-eta-0.2": "purl.py --alpha 2.5 --eta 0.2",
-    "purl-alpha-2.5-eta-0.5": "purl.py --alpha 2.5 --eta 0.5",
-}
+SEARCH_COMMIT = "618187c"
+SEARCH_SEEDS = (100, 101, 102)  # in no table; the evaluation starts of a seed are the same for every setting
+SEARCH_FLAGS = "--env-id FetchPush --eval-episodes 300 --eval-interval 0"
 IMAGES = {  # a setting for two cores
     "FetchReachImage": "--batch-size 128 --learning-rate 2e-3 --gradient-steps 1000",
     "FetchPushImage": "--batch-size 128 --learning-rate 2e-3 --gradient-steps 14000 --random-shift 2",
@@ -74,25 +75,47 @@ def steps(method: str, task: str) -> str:
 def experiments() -> dict[str, dict[str, list[str]]]:
     """Return the arguments of python for every run, by experiment and name."""
     data = {task: f"collect_data.py --env-id {task} --overwrite" for task in common.TASKS}
+    data |= {name: f"collect_data.py {flags} --overwrite" for name, flags in DATA.items()}
     state = {
         f"{method}-{task}-{seed}": f"{method}.py --env-id {task} --seed {seed} {steps(method, task)}"
         for task in STATE_TASKS
         for method in METHODS
-        for seed in SEEDS
+        for seed in SEEDS.get(task, range(3))
     }
-    examples = {
-        f"FetchPush-{n}-{seed}": f"laeo.py --env-id FetchPush --num-success {n} --seed {seed} --gradient-steps 10000"
-        for n in (10, 1)
-        for seed in SEEDS
+    hard = {
+        f"{method}-{task}-{seed}": f"{method}.py --env-id {task} --quality hard --seed {seed} {steps(method, task)}"
+        for task in ("FetchReach", "FetchPush")
+        for method in METHODS
+        for seed in range(3)
     }
-    settings = {name: f"laeo.py --env-id FetchPush {flags}" for name, flags in SETTINGS.items()}
-    tuning = {name: f"{command} --env-id FetchPush --seed 3" for name, command in TUNING.items()}
+    examples = {  # with another seed the examples are other ones too; one example says the least about others
+        f"{method}-{n}-{seed}": f"{method}.py --env-id FetchPush --num-success {n} --seed {seed}"
+        for n in (100, 10, 1)
+        for method in METHODS[:-1]  # BC sees no examples
+        for seed in range(6 if n == 1 else 3)
+    }
+    sizes = {
+        f"{method}-{n}-{seed}": f"{method}.py --env-id FetchPush --dataset datasets/FetchPush-{n}-medium --seed {seed}"
+        for n in (400, 31271)
+        for method in METHODS
+        for seed in range(3)
+    }
+    settings = {
+        f"{name}-{seed}": f"laeo.py --env-id FetchPush --seed {seed} {flags}"
+        for name, flags in SETTINGS.items()
+        for seed in range(3)
+    }
+    search = {
+        f"{name}-{seed}": f"search/{command} {SEARCH_FLAGS} --seed {seed}"
+        for name, command in json.loads((Path(__file__).parent / "search.json").read_text()).items()
+        for seed in SEARCH_SEEDS
+    }
     random = {task: f"benchmark/run.py --random --env-id {task}" for task in STATE_TASKS}
     images = {
         f"{method}-{task}-{seed}": f"{method}.py --env-id {task} --seed {seed} {flags}"
         for task, flags in IMAGES.items()
         for method in METHODS
-        for seed in SEEDS
+        for seed in range(3)
     }
     gpu = {}
     for task in ("FetchPushImage", "FetchPushImageOccluded"):
@@ -102,8 +125,8 @@ def experiments() -> dict[str, dict[str, list[str]]]:
             for n in (200, 10, 1) if task == "FetchPushImage" else (200,):
                 command = f"{method}.py --env-id {task} --dataset datasets/{name}-medium --num-success {n} {GPU}"
                 gpu[f"{method}-{task}-{n}"] = command
-    runs = {"data": data, "state": state, "examples": examples, "settings": settings, "tuning": tuning}
-    runs |= {"random": random, "images": images, "gpu": gpu}
+    runs = {"data": data, "state": state, "hard": hard, "examples": examples, "sizes": sizes, "settings": settings}
+    runs |= {"search": search, "random": random, "images": images, "gpu": gpu}
     return {name: {run: command.split() for run, command in commands.items()} for name, commands in runs.items()}
 
 
@@ -127,7 +150,15 @@ def play_randomly(env_id: str, run_dir: Path) -> None:
 
 def archive(source: Path, target: Path) -> None:
     """Copy a result.json or a metadata.json to the results; of paths among its flags only the last part is kept."""
-    result = json.loads(source.read_text())
+    result, metrics = json.loads(source.read_text()), source.parent / "metrics.jsonl"
+    if metrics.exists():
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        kinds = "success_rate", "final_success_rate"
+        result["curve"] = [
+            {"step": line["step"]} | {kind: line[f"eval/{kind}"] for kind in kinds}
+            for line in lines
+            if "eval/success_rate" in line
+        ]
     for flag in ("dataset", "run_dir"):
         if path := result.get("args", {}).get(flag):
             result["args"][flag] = Path(path).name
@@ -136,18 +167,44 @@ def archive(source: Path, target: Path) -> None:
 
 def dataset(name: str) -> Path:
     """Return where the experiments look for a dataset; its name is the task's for the standard one."""
-    return ROOT / "datasets" / f"{name}-medium"
+    return ROOT / "datasets" / (name if name.endswith("-hard") else f"{name}-medium")
+
+
+def needed(command: list[str]) -> Path | None:
+    """Return the dataset that a run reads, if it reads one."""
+    if command[0] in ("collect_data.py", "benchmark/run.py"):
+        return None
+    if "--dataset" in command:
+        return ROOT / command[command.index("--dataset") + 1]
+    return dataset(command[command.index("--env-id") + 1] + "-hard" * ("hard" in command))
+
+
+@functools.cache
+def search_directory() -> Path:
+    """Make a copy of SEARCH_COMMIT with benchmark/search.patch. Raises common.UserError without the history."""
+    directory = Path(tempfile.mkdtemp(prefix="benchmark-search-"))
+    try:
+        archived = subprocess.run(["git", "archive", SEARCH_COMMIT], cwd=ROOT, capture_output=True, check=True).stdout
+        subprocess.run(["tar", "x", "-C", directory], input=archived, check=True)
+        subprocess.run(["git", "apply", ROOT / "benchmark" / "search.patch"], cwd=directory, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        reason = f"the experiment search needs git and commit {SEARCH_COMMIT}; use a clone with the whole history."
+        raise common.UserError(reason) from None
+    return directory
 
 
 def start(target: Path, command: list[str], run_dir: Path) -> subprocess.Popen:
     """Start a run that writes to `run_dir`, its messages to a file of that name and `.log`."""
-    output = ["--run-dir", str(run_dir)]
+    output, directory = ["--run-dir", str(run_dir)], ROOT
     if command[0] == "collect_data.py":
         output = ["--output", str(dataset(target.stem).relative_to(ROOT))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     print("python", *command, flush=True)
+    if command[0].startswith("search/"):
+        output += ["--dataset", str(needed(command))]
+        command, directory = [command[0].removeprefix("search/"), *command[1:]], search_directory()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with open(run_dir.with_suffix(".log"), "w") as log:
-        return subprocess.Popen([sys.executable, *command, *output], cwd=ROOT, env=environment, stderr=log)
+        return subprocess.Popen([sys.executable, *command, *output], cwd=directory, env=environment, stderr=log)
 
 
 def run_all(todo: list[tuple[Path, list[str]]], jobs: int) -> list[tuple[list[str], Path]]:
@@ -209,11 +266,12 @@ def main() -> None:
                 print("done " if done else "to do", experiment.ljust(9), "python", " ".join(command))
             elif args.redo or not done:
                 todo.append((target, command))
-    made = {target.stem for target, command in todo if command[0] == "collect_data.py"}
+    made = {dataset(target.stem) for target, command in todo if command[0] == "collect_data.py"}
     for _, command in todo:  # a method would make a missing dataset itself, and so would the one that runs beside it
-        missing = [task for task in common.TASKS if task in command and task not in made and not dataset(task).exists()]
-        if missing and "--random" not in command and "--dataset" not in command:
-            sys.exit(f"error: there is no datasets/{missing[0]}-medium; make it with: python benchmark/run.py data")
+        missing = needed(command)
+        if missing and missing not in made and not missing.exists():
+            where = missing.relative_to(ROOT) if missing.is_relative_to(ROOT) else missing
+            sys.exit(f"error: there is no {where}; make it with: python benchmark/run.py data")
     try:
         failed = run_all(todo, args.jobs)
     except KeyboardInterrupt:

@@ -67,7 +67,8 @@ def prepare(env_id: str, path: Path | None, batch_size: int) -> Callable[[int], 
 
         bounds, examples = torch.tensor([[-1.0] * 4, [1.0] * 4]), observations(args.num_success)
         batches = [
-            laeo.Batch(observations(n), actions(), observations(n), torch.randn(n, 4), [None] * 3) for _ in range(8)
+            laeo.Batch(observations(n), actions(), observations(n), torch.zeros(n), torch.randn(n, 4), [None] * 3)
+            for _ in range(8)
         ]
     generator = torch.Generator().manual_seed(0)
     encoders = [laeo.Encoder(mean, std, args, generator) for _ in "ac"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from gl import require_gl
 from scipy.stats import binom, binomtest
 
@@ -94,7 +95,8 @@ def test_two_jobs_run_beside_each_other_with_one_thread_each_but_nothing_beside_
 def test_every_method_has_every_task_and_seed_with_the_same_steps():
     """But for LAEO on FetchReach, which the README names."""
     state = benchmark.experiments()["state"]
-    assert len(state) == 4 * 4 * 3
+    assert len(state) == 4 * (8 + 3 * 3)
+    assert not {name.rsplit("-", 1)[1] for name in state} & {str(seed) for seed in benchmark.SEARCH_SEEDS}
     for name, command in state.items():
         method, task, seed = name.split("-")
         assert command[0] == f"{method}.py" and command[1:5] == ["--env-id", task, "--seed", seed]
@@ -109,7 +111,7 @@ def test_commands_parse():
 
     for commands in benchmark.experiments().values():
         for script, *flags in commands.values():
-            if script != "benchmark/run.py":
+            if script != "benchmark/run.py" and not script.startswith("search/"):
                 tyro.cli(importlib.import_module(script.removesuffix(".py")).Args, args=flags)
 
 
@@ -117,8 +119,9 @@ def test_datasets_have_as_many_episodes_as_in_the_tables():
     """The number belongs to the task; no command has one of its own."""
     results = {path.stem: json.loads(path.read_text()) for path in (benchmark.RESULTS / "data").glob("*.json")}
     commands = benchmark.experiments()["data"]
-    assert set(benchmark.STATE_TASKS) <= set(results) <= set(commands) == set(common.TASKS)
-    for task, command in commands.items():
+    assert set(benchmark.STATE_TASKS) <= set(results) <= set(commands) == {*common.TASKS, *benchmark.DATA}
+    for task in common.TASKS:
+        command = commands[task]
         assert command == ["collect_data.py", "--env-id", task, "--overwrite"]
         assert common.TASKS[task].num_episodes == (2000 if task.startswith("Sawyer") else 4000)
         assert task not in results or results[task]["num_episodes"] == common.TASKS[task].num_episodes
@@ -138,6 +141,56 @@ def test_dataset_counts_as_done_only_if_it_is_there(monkeypatch, tmp_path, capsy
     assert message == "error: there is no datasets/FetchPush-medium; make it with: python benchmark/run.py data"
     (tmp_path / "datasets" / "FetchPush-medium").mkdir(parents=True)
     assert launch(monkeypatch, tmp_path, data) == 0
+
+
+def test_every_run_needs_the_dataset_that_it_names():
+    commands = benchmark.experiments()
+    needed = {name: benchmark.needed(command) for name, command in {**commands["hard"], **commands["sizes"]}.items()}
+    assert needed["laeo-FetchReach-0"] == benchmark.ROOT / "datasets" / "FetchReach-hard"
+    assert needed["oril-31271-2"] == benchmark.ROOT / "datasets" / "FetchPush-31271-medium"
+    made = {benchmark.dataset(name) for name in commands["data"]}
+    assert set(needed.values()) <= made
+    for experiment in ("state", "examples", "settings", "search"):
+        assert {benchmark.needed(command) for command in commands[experiment].values()} <= made
+    assert not {benchmark.needed(command) for name in ("data", "random") for command in commands[name].values()} - {
+        None
+    }
+
+
+def test_archived_results_have_the_evaluations_on_the_way(tmp_path):
+    lines = [
+        {"step": 0, "eval/success_rate": 0.25, "eval/final_success_rate": 0.125, "eval/return": 1.0},
+        {"step": 500, "train/critic_loss": 0.5},
+        {"step": 800, "eval/success_rate": 0.75, "eval/final_success_rate": 0.5, "eval/return": 1.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "result.json").write_text(json.dumps({"args": {"run_dir": "/a/b"}}))
+    benchmark.archive(tmp_path / "result.json", tmp_path / "archived.json")
+    result = json.loads((tmp_path / "archived.json").read_text())
+    assert result["args"] == {"run_dir": "b"}
+    assert [tuple(point.values()) for point in result["curve"]] == [(0, 0.25, 0.125), (800, 0.75, 0.5)]
+
+
+def test_search_patch_fits_its_commit_and_has_every_flag_of_the_search():
+    if subprocess.run(["git", "cat-file", "-e", benchmark.SEARCH_COMMIT], cwd=benchmark.ROOT).returncode:
+        pytest.skip("a clone without the history")
+    directory = benchmark.search_directory()
+    code = "import json, sys, tyro, laeo, oril, purl\n"
+    code += "for script, *flags in json.load(sys.stdin): tyro.cli(vars()[script[7:-3]].Args, args=flags)\n"
+    commands = list(benchmark.experiments()["search"].values())
+    given = {"input": json.dumps(commands), "text": True, "cwd": directory, "stderr": subprocess.PIPE}
+    process = subprocess.run([sys.executable, "-c", code], **given)
+    assert process.returncode == 0, process.stderr
+    stated = set(re.findall(r"^\| `([a-z-]+)", (benchmark.ROOT / "docs" / "search.md").read_text(), re.M))
+    flags = {word[2:] for command in commands for word in command if word.startswith("--")}
+    from dataclasses import fields
+
+    import laeo
+    import oril
+    import purl
+
+    own = {field.name.replace("_", "-") for script in (laeo, oril, purl) for field in fields(script.Args)}
+    assert flags - own == stated - own
 
 
 def test_ctrl_c_waits_for_the_runs_and_says_one_sentence(tmp_path, reach_dataset):
@@ -265,6 +318,21 @@ def test_differences():
     assert one_constant[0] == pytest.approx(0.5) and 0.4 < one_constant[1] < 0.5 < one_constant[2] < 0.6
 
 
+def test_paired_differences_are_narrower_where_the_same_starts_are_hard(monkeypatch):
+    rng = np.random.default_rng(0)
+    hard = [rng.random(300) < 0.3 for _ in range(2)]  # neither setting succeeds there
+    first, second = ([~h & (rng.random(300) < rate) for h in hard] for rate in (0.99, 0.95))
+    first, second = ([x.astype(float) for x in seeds] for seeds in (first, second))
+    difference, low, high = report.paired_interval(first, second)
+    assert difference == pytest.approx(np.mean(first) - np.mean(second))
+    alone = report.difference_interval(first, second)
+    assert low < difference < high and high - low < 0.6 * (alone[2] - alone[1])
+    assert report.paired_interval(first, first) == (0, 0, 0)
+    assert report.paired_interval(second, first) == pytest.approx((-difference, -high, -low), abs=0.005)
+    shifted = report.paired_interval([np.ones(5), np.zeros(5)], [np.zeros(5), np.zeros(5)])
+    assert shifted == (0.5, 0.0, 1.0)  # two seeds that differ
+
+
 # -------------------------------------------------------------------------------------------------------------- tables
 
 
@@ -283,10 +351,13 @@ def test_rows_without_results_are_left_out(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     partial = {name: rows(table()) for name, table in report.TABLES.items()}
     assert partial.pop("behavior") == full["behavior"]  # of the policies, not of results
-    mine = [row for row in full["state"] if re.match(r"\| FetchPush \| (LAEO|BC) \|", row)]
-    assert partial.pop("state") == mine and len(mine) == 2
-    mine = [row for row in full["differences"] if row.startswith("| FetchPush | LAEO - BC |")]
-    assert partial.pop("differences") == mine and len(mine) == 1
+    found = [row.split(" | ")[:2] for row in partial.pop("state")]
+    assert found == [["| FetchPush", "LAEO"], ["| FetchPush", "BC"]]
+    assert [row.split(" | ")[:2] for row in partial.pop("differences")] == [["| FetchPush", "LAEO - BC"]]
+    # FetchPush's standard runs are a case of these three too
+    assert [row.split(" | ")[:2] for row in partial.pop("sizes")] == [["| 4,000", "LAEO"], ["| 4,000", "BC"]]
+    assert [row.split(" | ")[:2] for row in partial.pop("examples")] == [["| 200", "LAEO"]]
+    assert [row.split(" | ")[0] for row in partial.pop("settings")] == ["| default"]
     assert partial == {name: [] for name in partial}
 
 
@@ -381,6 +452,49 @@ def test_busy_process_is_busy_and_ends():
         assert "getppid" in children.stdout
     children = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True)
     assert "getppid" not in children.stdout
+
+
+@pytest.mark.parametrize("objective", ["weighted", "log_exp_f"])
+def test_values_are_those_of_the_critic(objective, reach_dataset, tmp_path, capsys):
+    """Of a run on FetchReach; the value of the data's actions again, at one state, from the saved networks."""
+    import values
+
+    import laeo
+
+    flags = {"policy_objective": objective, "gradient_steps": 30, "eval_episodes": 0, "holdout_fraction": 0.5}
+    args = laeo.Args(dataset=reach_dataset, run_dir=tmp_path / "run", num_success=10, batch_size=32, **flags)
+    laeo.train(args)
+    args, dataset, data, examples, actor, critic = loaded = values.load(tmp_path / "run")
+    found = values.measure(*loaded)
+    assert {(row["low"], row["high"]) for row in found} <= set(
+        zip(values.EDGES["FetchReach"], values.EDGES["FetchReach"][1:])
+    )
+    heldout = data.heldout.remaining >= 10
+    assert sum(row["states"] for row in found) == heldout.sum() > 100
+    assert all(1 <= row["effective"] <= (2048 if objective == "weighted" else 10) for row in found)
+    assert all(row["best_random"] > -1 and row["states"] > 0 for row in found)
+    farthest = max(found, key=lambda row: (row["low"], row["states"]))
+    assert {row["rest"] for row in found} == {True, False} and farthest["low"] >= 0.05
+    if objective == "log_exp_f":  # all held-out states, in float64
+        few = [row for row in found if row["states"] <= values.STATES]
+        position = data.observations.numpy()[:, common.TASKS["FetchReach"].achieved_goal]
+        distance = np.linalg.norm(position - dataset.success_examples[:, :3].mean(0), axis=-1)
+        moving = np.linalg.norm(np.diff(position, axis=0, append=position[-1:]), axis=-1) > 1e-3
+        row, action = data.heldout.row[heldout], torch.from_numpy(data.heldout.action[heldout])
+        with torch.no_grad():
+            features = critic.encoder(data.observations[torch.from_numpy(row)])
+            phi, psi = (
+                x.double().numpy() for x in (critic.phi(features, action), critic.psi(critic.encoder(examples)))
+            )
+        value = np.log(np.exp((phi @ psi.swapaxes(1, 2)).min(0) + np.log(31)).mean(-1))
+        for case in few:
+            inside = (case["low"] <= distance[row]) & (distance[row] < case["high"]) & (moving[row] != case["rest"])
+            assert case["data"] == pytest.approx(value[inside].mean(), abs=1e-3)
+        assert few
+    values.main(tmp_path / "run")
+    assert len(capsys.readouterr().out.splitlines()) >= 1 + len(found)
+    with pytest.raises(common.UserError, match="is no run directory"):
+        values.main(tmp_path)
 
 
 def test_failures_are_where_failed_episodes_started(monkeypatch, tmp_path, capsys):

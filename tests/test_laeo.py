@@ -51,7 +51,8 @@ def make_actor(script, bounds=BOUNDS, hidden_dim=32, shape=(6,)):
 def make_data(script, dataset, training, heldout=()):
     observations, training = torch.from_numpy(dataset.observations).flatten(0, 1), np.array(training)
     uses = training, training[: len(heldout)], np.array(heldout, int)
-    return script.Data(observations, *(common.transitions(dataset, episodes) for episodes in uses), CPU)
+    ratio = [np.arange(len(observations), dtype=np.float32)] if script is laeo else []  # that of row r is r
+    return script.Data(observations, *(common.transitions(dataset, episodes) for episodes in uses), CPU, *ratio)
 
 
 def image_dataset(lengths, shape=IMAGE):
@@ -131,7 +132,84 @@ def test_policy_value_averages_the_smaller_twin_over_all_examples(objective):
         expected[i] = np.mean(f) if objective == "f" else np.mean(np.exp(f))
     if objective == "log_exp_f":
         expected = np.log(expected)
-    np.testing.assert_allclose(laeo.policy_value(phi, psi, 10, objective).numpy(), expected, rtol=1e-12)
+    value = laeo.policy_value(phi, psi, torch.zeros(6), 10, objective)
+    np.testing.assert_allclose(value.numpy(), expected, rtol=1e-12)
+
+
+def test_weighted_policy_value_is_the_smaller_twins_normalised_mean_of_the_ratios():
+    """Ratios above 10 count as 10; an action cannot gain by raising all logits, nor beyond the largest ratio."""
+    generator = torch.Generator().manual_seed(2)
+    phi = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
+    psi = torch.randn(2, 6, 3, generator=generator, dtype=torch.float64)
+    ratio = np.array([0.0, 1e-3, 0.5, 3.0, 9.9, 50.0])
+    expected = np.zeros(4)
+    for i in range(4):
+        twins = []
+        for k in range(2):
+            e_f = np.exp([phi[k, i].numpy() @ psi[k, m].numpy() for m in range(6)])
+            twins.append(np.sum(e_f / e_f.sum() * np.minimum(ratio, 10)))
+        expected[i] = np.log(min(twins))
+    with np.errstate(divide="ignore"):
+        log_ratio = torch.from_numpy(np.log(ratio))
+    value = laeo.policy_value(phi, psi, log_ratio, 10, "weighted")
+    np.testing.assert_allclose(value.numpy(), expected, rtol=1e-12)
+    psi = torch.cat([psi, torch.ones(2, 6, 1)], -1)
+    for logit in (0.0, 30.0):
+        higher = torch.cat([phi, torch.full((2, 4, 1), logit)], -1)
+        np.testing.assert_allclose(laeo.policy_value(higher, psi, log_ratio, 10, "weighted"), expected, rtol=1e-9)
+    assert laeo.policy_value(1e3 * phi, psi[..., :3], log_ratio, 10, "weighted").max() <= np.log(10) + 1e-12
+
+
+def test_classifier_loss_is_least_where_the_logits_are_the_log_ratio_of_the_frequencies():
+    """Four states, in the success examples and in the data as often as these numbers say."""
+    p_star, p = np.array([0.5, 0.25, 0.25, 0.0]), np.array([0.125, 0.25, 0.5, 0.125])
+    logits = torch.tensor([*np.log(p_star[:3] / p[:3]), -40.0], requires_grad=True)
+    examples, data = np.repeat(np.arange(4), (8 * p_star).astype(int)), np.repeat(np.arange(4), (8 * p).astype(int))
+    loss = laeo.classifier_loss(logits[examples], logits[data])
+    expected = -(p_star @ np.log(p_star / (p_star + p) + 1e-300)) - (p @ np.log(p / (p_star + p)))
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    loss.backward()
+    assert logits.grad.abs().max() < 1e-7
+    assert laeo.classifier_loss(torch.zeros(3), torch.zeros(5)).item() == pytest.approx(2 * np.log(2), rel=1e-6)
+
+
+def gaussian_data(num_examples):
+    """200 episodes of states from N(0, 1), with a number that never says anything, and examples from N(1, 0.5^2)."""
+    rng = np.random.default_rng(0)
+    data = traceable_dataset([49] * 200)._replace(observations=rng.normal(size=(200, 50, 2)).astype(np.float32))
+    examples = np.stack([rng.normal(1, 0.5, num_examples), rng.normal(size=num_examples)], -1)
+    return make_data(laeo, data, range(200)), torch.from_numpy(examples).float()
+
+
+def fit_log_ratio(data, examples, seed=0, **flags):
+    generator = torch.Generator().manual_seed(seed)
+    encoder = laeo.Encoder(torch.zeros(2), torch.ones(2), laeo.Args(), generator)
+    return laeo.fit_log_ratio(encoder, data, examples, laeo.Args(**flags), generator)
+
+
+def test_log_ratio_is_learned_from_examples_and_data():
+    """Within 0.35 of the logarithm of N(x; 1, 0.25) / N(x; 0, 1) where both have samples; rows in the file's order."""
+    data, examples = gaussian_data(2000)
+    state = torch.get_rng_state()
+    found = fit_log_ratio(data, examples, classifier_noise=0.0)
+    assert torch.equal(torch.get_rng_state(), state) and found.shape == (10_000,) and found.dtype == np.float32
+    x = data.observations[:, 0].numpy()
+    exact = np.log(2) - (x - 1) ** 2 / 0.5 + x**2 / 2
+    middle = (x > 0) & (x < 1.8) & (data.observations[:, 1].abs().numpy() < 1.5)
+    assert np.abs(found - exact)[middle].mean() < 0.15 and np.quantile(np.abs(found - exact)[middle], 0.95) < 0.35
+    assert np.array_equal(found, fit_log_ratio(data, examples, classifier_noise=0.0))
+    assert not np.array_equal(found, fit_log_ratio(data, examples, seed=1, classifier_noise=0.0))
+
+
+def test_noise_is_a_bandwidth_for_few_examples():
+    """The wider it is, the more of the data three examples speak for. The data's own mean is 0, the examples' is 1."""
+    data, _ = gaussian_data(1)
+    examples, sizes = torch.tensor([[1.0, 0.0], [1.2, 0.3], [0.9, -0.4]]), []
+    for noise in (0.0, 0.3, 1.0):
+        weights = np.exp(fit_log_ratio(data, examples, classifier_noise=noise).astype(float))
+        sizes.append(weights.sum() ** 2 / (weights**2).sum())
+        assert np.average(data.observations[:, 0].numpy(), weights=weights) > 0.4
+    assert 2 * sizes[0] < sizes[1] and 1.5 * sizes[1] < sizes[2]
 
 
 @pytest.mark.parametrize("objective", ["f", "exp_f"])
@@ -140,18 +218,27 @@ def test_exact_expectation_is_the_average_of_many_single_draws(objective):
     generator = torch.Generator().manual_seed(3)
     phi = 0.5 * torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
     psi = 0.5 * torch.randn(2, 8, 4, generator=generator, dtype=torch.float64)
-    exact = laeo.policy_value(phi, psi, 2, objective)
+    exact = laeo.policy_value(phi, psi, torch.zeros(8), 2, objective)
     draws = torch.randint(8, (20_000,), generator=generator)
-    singles = torch.stack([laeo.policy_value(phi, psi[:, m : m + 1], 2, objective) for m in range(8)])[draws]
+    singles = torch.stack([laeo.policy_value(phi, psi[:, m : m + 1], torch.zeros(1), 2, objective) for m in range(8)])
+    singles = singles[draws]
     standard_error = singles.std(0) / len(draws) ** 0.5
     assert (standard_error > 1e-4).all()
     assert ((singles.mean(0) - exact).abs() < 4 * standard_error).all()
 
 
 def test_policy_loss_is_eq_8():
-    value, log_prob = torch.tensor([1.0, 3.0]), torch.tensor([-0.5, 0.1])
-    assert laeo.policy_loss(value, log_prob, 0.05).item() == pytest.approx(-0.95 * 2.0 + 0.05 * 0.2, rel=1e-6)
-    assert laeo.policy_loss(value, log_prob, 1.0).item() == pytest.approx(0.2, rel=1e-6)
+    value, log_prob, alike = torch.tensor([1.0, 3.0]), torch.tensor([-0.5, 0.1]), torch.full((2,), -0.7)
+    assert laeo.policy_loss(value, log_prob, alike, 0.05).item() == pytest.approx(-0.95 * 2.0 + 0.05 * 0.2, rel=1e-6)
+    assert laeo.policy_loss(value, log_prob, alike, 1.0).item() == pytest.approx(0.2, rel=1e-6)
+
+
+def test_cloning_weighs_actions_by_their_q_values():
+    """Weights 0.5, 2 and, instead of e^30, 10, divided by their mean."""
+    log_prob, advantage = torch.tensor([-1.0, -2.0, -4.0]), torch.tensor([np.log(0.5), np.log(2.0), 30.0])
+    expected = (0.5 * 1 + 2 * 2 + 10 * 4) / (0.5 + 2 + 10)
+    assert laeo.policy_loss(torch.zeros(3), log_prob, advantage, 1.0).item() == pytest.approx(expected, rel=1e-6)
+    assert laeo.policy_loss(torch.ones(3), log_prob, advantage, 0.3).item() == pytest.approx(-0.7 + 0.3 * expected)
 
 
 # ------------------------------------------------------------------------------------------ the policy's distribution
@@ -491,7 +578,8 @@ def make_batch(shape=(6,), size=16, random_shift=0):
         states = [torch.randint(256, (n, *shape), generator=generator, dtype=torch.uint8) for n in (size, size, 7)]
     noise = torch.randn(size, 3, generator=generator)
     shifts = [torch.randint(2 * random_shift + 1, (len(x), 2), generator=generator) for x in states]
-    batch = laeo.Batch(states[0], action, states[1], noise, shifts if random_shift else [None] * 3)
+    log_ratio = torch.randn(size, generator=generator)
+    batch = laeo.Batch(states[0], action, states[1], log_ratio, noise, shifts if random_shift else [None] * 3)
     return batch, states[2]
 
 
@@ -507,14 +595,23 @@ def expected_gradients(batch, examples, actor, critic, objective, bc_coef, pad):
     mean, std = actor.net(features_of(actor.encoder, batch.observation, shift, pad)).chunk(2, -1)
     std = torch.nn.functional.softplus(std) + 0.1
     phi = critic.phi(features.detach(), torch.tanh(mean + std * batch.noise))
-    value = laeo.policy_value(phi, critic.psi(positive).detach(), len(batch.action), objective)
-    loss = laeo.policy_loss(value, actor.log_prob(mean, std, batch.action), bc_coef)
+    psi = critic.psi(future if objective == "weighted" else positive).detach()
+    value = laeo.policy_value(phi, psi, batch.log_ratio, len(batch.action), objective)
+    log_prob, weight = actor.log_prob(mean, std, batch.action), torch.ones(len(value))
+    if objective == "weighted":
+        of_data = laeo.policy_value(critic.phi(features, batch.action), psi, batch.log_ratio, 2, objective)
+        weight = (of_data - value).detach().exp()
+        assert 0.01 < weight.min() < weight.max() < 10
+    loss = -(1 - bc_coef) * value.mean() - bc_coef * (weight / weight.sum() * log_prob).sum()
     return torch.autograd.grad(loss, list(actor.parameters())), of_critic
 
 
 @pytest.mark.parametrize(
     "objective, shape, random_shift",
-    [("f", (6,), 0), ("exp_f", (6,), 0), ("log_exp_f", (6,), 0), ("log_exp_f", IMAGE, 0), ("log_exp_f", IMAGE, 2)],
+    [
+        *((objective, (6,), 0) for objective in ("weighted", "f", "exp_f", "log_exp_f")),
+        *((objective, IMAGE, shift) for objective in ("weighted", "log_exp_f") for shift in (0, 2)),
+    ],
 )
 def test_each_loss_reaches_only_its_own_network(objective, shape, random_shift):
     """Both networks go along their own loss's gradient, from the parameters before the step; nothing adds up."""
@@ -545,7 +642,7 @@ def test_update_moves_both_networks_and_no_buffer():
         assert torch.equal(value, before[name]) == buffer, name
 
 
-@pytest.mark.parametrize("objective", ["f", "exp_f", "log_exp_f"])
+@pytest.mark.parametrize("objective", ["weighted", "f", "exp_f", "log_exp_f"])
 @pytest.mark.parametrize("shape, random_shift", [((6,), 0), (IMAGE, 2)])
 def test_measure_against_an_independent_computation(objective, shape, random_shift):
     """All metrics in float64, by numpy; those of images are measured without the random shift."""
@@ -582,6 +679,9 @@ def test_measure_against_an_independent_computation(objective, shape, random_shi
     for name, actions in (("value_data", action), ("value_policy", np.tanh(mean))):
         f = np.einsum("kir,kjr->kij", phi(actions), psi_examples).min(0) + np.log(15)
         averages = {"f": f.mean(-1), "exp_f": np.exp(f).mean(-1), "log_exp_f": np.log(np.exp(f).mean(-1))}
+        e_f = np.exp(np.einsum("kir,kjr->kij", phi(actions), psi))
+        means = (e_f * np.exp(batch.log_ratio.double().numpy()).clip(max=10)).sum(-1) / e_f.sum(-1)
+        averages["weighted"] = np.log(means.min(0))
         expected[name] = averages[objective].mean()
     assert 0 < expected["categorical_accuracy"] < 1
     assert expected["categorical_accuracy"] != (logits.argmax(1) == np.arange(16)).mean()
@@ -629,10 +729,15 @@ def test_learning_rates_fall_linearly_to_zero(script, tmp_path, monkeypatch):
 
 
 def test_training_takes_the_batches_of_its_steps_and_adam(script, tmp_path, monkeypatch):
+    ratios, fit = [], getattr(script, "fit_log_ratio", None)
+    monkeypatch.setattr(script, "fit_log_ratio", lambda *given: ratios.append(fit(*given)) or ratios[0], raising=False)
     calls = follow_training(script, tmp_path, monkeypatch, seed=3)
     args = script.Args(env_id="Own", dataset=tmp_path / "data", eval_episodes=0, batch_size=4, seed=3)
     args = args if script is bc else script.replace(args, num_success=2)
     dataset, data, mean, std, *examples = script.load_data(args, CPU)
+    if ratios:
+        assert not data.log_ratio.any() and ratios[0].any()
+        data = data._replace(log_ratio=ratios[0])
     for step, ((batch, *arguments), _) in enumerate(calls):
         assert batch_equal(batch, script.sample(data, args, step))
         if examples:
@@ -790,13 +895,22 @@ def test_eq_7_ranks_and_scales_actions_as_the_exact_q_function(tabular):
         np.eye(6) - tabular["discount"] * tabular["state_transition"], tabular["state_transition"] @ reward
     )
     q = tabular["transition"] @ (reward + tabular["discount"] * value)  # [6, 2]
-    learned = laeo.policy_value(tabular["phi"], tabular["psi"][:, examples], tabular["batch_size"], "exp_f")
+    states = tabular["psi"][:, examples], torch.zeros(3), tabular["batch_size"]
+    learned = laeo.policy_value(tabular["phi"], *states, "exp_f")
     learned = (c / (1 - tabular["discount"]) * learned).reshape(6, 2).numpy()
     np.testing.assert_allclose(learned, q, rtol=0.15)
     clear = np.abs(q[:, 1] - q[:, 0]) > 0.1 * q.mean()
     assert clear.sum() >= 3
     assert np.array_equal(learned.argmax(1)[clear], q.argmax(1)[clear])
-    log_value = laeo.policy_value(tabular["phi"], tabular["psi"][:, examples], tabular["batch_size"], "log_exp_f")
+    log_value = laeo.policy_value(tabular["phi"], *states, "log_exp_f")
     np.testing.assert_allclose(
         log_value.exp().reshape(6, 2).numpy() * c / (1 - tabular["discount"]), learned, rtol=1e-5
     )
+    # As an expectation over the data's states instead, weighted by p*/p: the same function, within 10 %.
+    drawn = np.repeat(np.arange(6), np.round(20_000 * tabular["marginal"]).astype(int))
+    with np.errstate(divide="ignore"):
+        log_ratio = torch.from_numpy(np.log(p_star / tabular["marginal"])[drawn])
+    weighted = laeo.policy_value(tabular["phi"], tabular["psi"][:, drawn], log_ratio, 2, "weighted")
+    weighted = weighted.exp().reshape(6, 2).numpy() * c / (1 - tabular["discount"])
+    np.testing.assert_allclose(weighted, q, rtol=0.1)
+    assert np.array_equal(weighted.argmax(1)[clear], q.argmax(1)[clear])

@@ -280,10 +280,12 @@ def test_weights_batches_metrics_and_evaluation_draw_from_different_streams(scri
         script.train(dataclasses.replace(args, eval_episodes=2, eval_interval=5))
     assert {seed for seed, _, _ in used} == {7}
     expected = [("weights", 0), ("split", 0), *(("batches", step) for step in range(11))]  # one batch is drawn ahead
+    before = 1000 if script is laeo else 0  # steps of the classifier, which has batches of the same stream
+    expected += [("batches", step) for step in range(before)]
     expected += [("metrics", step) for step in (5, 5, 10, 10)] + 3 * [("evaluation", i) for i in range(2)]
     assert Counter((stream, index) for _, stream, index in used) == Counter(expected)
     states = {original(*key).generate_state(4, np.uint64).tobytes() for key in set(used)}
-    assert len(states) == len(set(used)) == 1 + 1 + 11 + 2 + 2
+    assert len(states) == len(set(used)) == 1 + 1 + max(11, before) + 2 + 2
 
 
 # -------------------------------------------------------------------------------------------------------- resuming
@@ -1338,11 +1340,12 @@ OWN_LINES = {
     "mlp": ["def mlp(", "layers += ", "hidden = "],  # layer normalisation, for the critic of TD3
     "load_data": [
         "def load_data(", '"""Return the dataset, its transitions', "training, heldout, ", "return dataset, Data(",
-        "labelled = ", "labelled, examples = ",
+        "labelled = ", "labelled, examples = ", "data = Data(", "return dataset, data, ",
     ],
     "train": [  # what builds, updates, measures and saves a method's networks
         "dataset, data, mean, std", "if args.bc_coef is None:", "args.bc_coef = ",
         "bounds, encoder", "actor = ", "critic = ", "networks = ", "groups = ", "optimizer = ", "parts, first_step = ",
+        "data = data._replace(log_ratio",
         "results = evaluate(", "if not all(torch.isfinite", "optimizer.param_groups[0]", "for group, rate in ",
         'group["lr"] = ', "update(", "batch = sample(data, args, step + 1, name)", "metrics = measure(",
         "log(step + 1, name", "program = torch.export.export(",
@@ -1356,6 +1359,7 @@ GROUPS = {
     "critic_loss": [["laeo"], ["oril", "purl"]],
     "policy_loss": [["laeo"], ["oril", "purl"]],
     "reward_loss": [["oril"], ["purl"]],  # the difference between the two
+    "Data": [["laeo"], ["bc", "oril", "purl"]],  # LAEO's has log p*/p of every state
     "Batch": [["laeo"], ["bc"], ["oril", "purl"]],  # what a method's losses need
     "sample": [["laeo"], ["bc"], ["oril", "purl"]],
     "update": [["laeo"], ["bc"], ["oril"], ["purl"]],  # purl hands eta to its loss

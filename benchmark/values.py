@@ -1,0 +1,113 @@
+"""What a critic of LAEO says where:  python benchmark/values.py runs/push
+
+For a finished run of laeo.py on FetchPush or FetchReach, held-out states with at least ten steps to go are sorted by
+the distance of the object (of the gripper in FetchReach) from the mean of all success examples, at rest or moving.
+Each row has
+
+- states: how many of the held-out states there are; up to 300 of them are measured;
+- policy, data: the mean logarithm of the value (Eq. 7) of the policy's mode, and of the data's action;
+- best random: by how much the best of 30 uniformly random actions has a larger log value than the policy's;
+- effective: the median effective sample size, (sum w)^2 / sum w^2, of the weights w = e^f that the states which the
+  value is an expectation over have: the success examples, or for the objective `weighted` 2,048 states of the data.
+
+Success rates do not show these. A policy leaves the goal where the value inside is no larger than just outside; random
+actions beat the policy's where the critic is wrong; an effective sample size of 3 makes the mean of 200 a mean of 3.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import common
+import laeo
+
+EDGES = {"FetchPush": (0, 0.03, 0.05, 0.06, 0.08, 0.12, np.inf), "FetchReach": (0, 0.03, 0.05, 0.08, 0.12, np.inf)}
+STATES = 300
+CPU = torch.device("cpu")
+
+
+def load(run_dir: Path) -> tuple:
+    """Return flags, dataset, data, success examples, actor and critic of a run."""
+    if not (run_dir / "checkpoint.pt").exists():
+        raise common.UserError(f"{run_dir} is no run directory with a checkpoint.pt; give one that laeo.py made.")
+    checkpoint, args = laeo.load_checkpoint(laeo.Args(resume=run_dir))
+    if args.env_id not in EDGES:
+        raise common.UserError(f"{run_dir} is a run on {args.env_id}; values are shown for {' and '.join(EDGES)}.")
+    dataset, data, mean, std, examples = laeo.load_data(args, CPU)
+    generator = torch.Generator().manual_seed(int(common.seed_sequence(args.seed, "weights").generate_state(1)[0]))
+    bounds, encoders = (
+        torch.from_numpy(dataset.action_bounds),
+        [laeo.Encoder(mean, std, args, generator) for _ in "acr"],
+    )
+    actor = laeo.Actor(encoders[0], bounds, args.hidden_dim, generator)
+    critic = laeo.Critic(encoders[1], bounds.shape[1], args.hidden_dim, args.repr_dim, generator)
+    if args.policy_objective == "weighted":
+        data = data._replace(log_ratio=laeo.fit_log_ratio(encoders[2], data, examples, args, generator))
+    actor.load_state_dict(checkpoint["actor"])
+    critic.load_state_dict(checkpoint["critic"])
+    return args, dataset, data, examples, actor, critic
+
+
+@torch.no_grad()
+def measure(args: laeo.Args, dataset: common.Dataset, data: laeo.Data, examples, actor, critic) -> list[dict]:
+    """Return one row for each range of distances, at rest and moving, that has held-out states."""
+    where = common.TASKS[args.env_id].achieved_goal
+    goal = dataset.success_examples[:, where].mean(0)
+    position = data.observations.numpy()[:, where]
+    heldout = data.heldout._replace(
+        **{name: x[data.heldout.remaining >= 10] for name, x in data.heldout._asdict().items()}
+    )
+    distance = np.linalg.norm(position[heldout.row] - goal, axis=-1)
+    moving = np.linalg.norm(position[heldout.row + 1] - position[heldout.row], axis=-1) > 1e-3  # a millimetre in a step
+
+    batch = laeo.sample(data, replace(args, batch_size=2048), 0)
+    states = batch.future if args.policy_objective == "weighted" else examples
+    psi = critic.psi(critic.encoder(states))
+    objective = args.policy_objective if args.policy_objective == "weighted" else "log_exp_f"
+    settings = psi, batch.log_ratio, args.batch_size, objective
+    rng, rows, edges = np.random.default_rng(0), [], EDGES[args.env_id]
+    for rest in (True, False):
+        for low, high in zip(edges[:-1], edges[1:]):
+            found = np.flatnonzero((low <= distance) & (distance < high) & (moving != rest))
+            chosen = rng.permutation(found)[:STATES]
+            if not len(chosen):
+                continue
+            observation = data.observations[torch.from_numpy(heldout.row[chosen])]
+            features, action = critic.encoder(observation), torch.tanh(actor.distribution(observation)[0])
+            random = torch.from_numpy(rng.uniform(-1, 1, (30, *action.shape)).astype(np.float32))
+            phi = critic.phi(features, action)
+            values = [
+                laeo.policy_value(x, *settings)
+                for x in (phi, critic.phi(features, torch.from_numpy(heldout.action[chosen])))
+            ]
+            best = torch.stack([laeo.policy_value(critic.phi(features, a), *settings) for a in random]).amax(0)
+            weights = (phi @ psi.mT).amin(0).softmax(-1)
+            rows.append({
+                "low": low, "high": high, "rest": rest, "states": len(found),
+                "policy": values[0].mean().item(), "data": values[1].mean().item(),
+                "best_random": (best - values[0]).mean().item(),
+                "effective": (1 / weights.square().sum(-1)).median().item(),
+            })  # fmt: skip
+    return rows
+
+
+def main(run_dir: Path) -> None:
+    """Print the rows as a table."""
+    print(f"{'distance, cm':>12} {'':>6} {'states':>7} {'policy':>7} {'data':>7} {'best random':>12} {'effective':>10}")
+    for row in measure(*load(run_dir)):
+        name = f"{100 * row['low']:.0f} to {100 * row['high']:.0f}"
+        print(
+            f"{name:>12} {'rest' if row['rest'] else 'moving':>6} {row['states']:7,} {row['policy']:7.2f} "
+            f"{row['data']:7.2f} {row['best_random']:+12.2f} {row['effective']:10.1f}"
+        )
+
+
+if __name__ == "__main__":
+    with common.user_errors():
+        if len(sys.argv) != 2:
+            sys.exit(__doc__)
+        main(Path(sys.argv[1]))
