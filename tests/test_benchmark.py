@@ -454,6 +454,29 @@ def test_busy_process_is_busy_and_ends():
     assert "getppid" not in children.stdout
 
 
+def test_plots_are_drawn_of_what_there_is(monkeypatch, tmp_path, capsys):
+    import plots
+
+    monkeypatch.setattr(plots, "FIGURES", tmp_path)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    plots.main()
+    assert not list(tmp_path.iterdir())  # no results, no figures
+    run = {"args": {"env_id": "FetchPush"}, "episodes": {"success": [True, False], "final_success": [False, False]}}
+    run["curve"] = [{"step": step, "success_rate": 0.1, "final_success_rate": 0.0} for step in (0, 100)]
+    for name in ("state/laeo-FetchPush-0", "state/laeo-FetchPush-1", "examples/laeo-1-0", "examples/oril-1-0"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.json").write_text(json.dumps(run))
+    plots.main()
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"curves", "examples"}  # of sizes there is one case alone
+    figure, axes = plots.plt.subplots(1, 2)
+    assert plots.against("examples", dict(zip(plots.LABELS, axes)), "x")
+    (laeo_line, oril_line), last = axes[0].lines, axes[1].lines[0]
+    assert laeo_line.get_xydata().tolist() == [[1, 0.5], [200, 0.5]] and oril_line.get_xydata().tolist() == [[1, 0.5]]
+    assert last.get_ydata().tolist() == [0, 0]
+    assert plots.curves(dict(zip(plots.LABELS, axes))) and len(axes[0].lines) == 2 + 2
+    plots.plt.close(figure)
+
+
 @pytest.mark.parametrize("objective", ["weighted", "log_exp_f"])
 def test_values_are_those_of_the_critic(objective, reach_dataset, tmp_path, capsys):
     """Of a run on FetchReach; the value of the data's actions again, at one state, from the saved networks."""
