@@ -257,7 +257,7 @@ def fit_log_ratio(encoder: Encoder, data: Data, examples: Tensor, args: Args, ge
     """Learn log p*(s) / p(s) from the success examples and the critic's negatives; return it for every state."""
     classifier = nn.Sequential(encoder, mlp([encoder.dim, 64, 64, 1], generator), nn.Flatten(0)).to(data.device)
     optimizer, scale = Adam(classifier.parameters(), 1e-3), args.classifier_noise * encoder.observation_std
-    for step in range(1_000):
+    for step in tqdm(range(1_000), "p*/p", leave=False, mininterval=1):
         states = examples, sample(data, args, step).future  # noise, or the examples are learned by heart
         noised = [x + scale * torch.randn(x.shape, generator=generator).to(data.device) for x in states]
         optimizer.zero_grad()
