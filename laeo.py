@@ -10,13 +10,12 @@ Equation numbers in this file are those of Hatch et al. 2023, "Contrastive Examp
 
 Differences from the paper and from the released code (docs/laeo.md has the reasons):
  1. Observations and success examples are standardised; images by a mean of each pixel and one deviation.
- 2. The expectation over p* is one over the data's states, weighted by p*/p; by flag it is over all examples.
+ 2. The expectation over p* is one over the data's states, weighted by p*/p; for images it is over all examples.
  3. The policy maximises log E[e^f], and clones actions by their Q-values; in paper and code E[e^f], E[f], and alike.
  4. log(B - 1) is added to the logits, so that f with in-batch negatives is the f of Eq. 6.
  5. Future states come at least one step after the state and at most at the episode's end, as in the code.
  6. Critic and policy are trained side by side, as in the code; narrower, on smaller batches, with a falling rate.
- 7. Success examples are never from held-out episodes. Evaluation starts are fixed, and the final policy plays.
- 8. The critic has one image encoder and the policy another; actions are scaled to weigh as much as all image features.
+ 7. The critic has one image encoder and the policy another; actions are scaled to weigh as much as all image features.
 """
 
 import json
@@ -57,7 +56,7 @@ class Args:
     discount: Annotated[float, 1e-6, 1 - 1e-6] = 0.99  # of the geometric distribution that future states are drawn from
     hidden_dim: Count = 256  # width of the two hidden layers in every network
     repr_dim: Count = 64  # length of the representations phi and psi
-    policy_objective: Literal["weighted", "f", "exp_f", "log_exp_f"] = "weighted"  # log E[p*/p e^f]; or of the examples
+    policy_objective: Literal["auto", "weighted", "f", "exp_f", "log_exp_f"] = "auto"  # weighted; for images log_exp_f
     classifier_noise: Annotated[float, 0, 1e6] = 0.1  # on standardised states, when p*/p is learned: a bandwidth
     bc_coef: Annotated[float | None, 0, 1] = None  # lambda, the weight of cloning; if not given 0.2, for images 0.5
     channels: Count = 16  # for images: of the first convolution; the second and the third have twice as many
@@ -175,11 +174,8 @@ def classifier_loss(examples: Tensor, data: Tensor) -> Tensor:
 
 
 def policy_value(phi: Tensor, psi: Tensor, log_ratio: Tensor, batch_size: int, objective: str) -> Tensor:
-    """Value [B] of state-actions phi [2, B, repr_dim], an expectation over N states with psi [2, N, repr_dim].
-
-    For `weighted` they are critic_loss's, with log_ratio [N], log p*(s) / p(s), of each; else the success examples.
-    """
-    f = phi @ psi.mT  # [2, B, N]
+    """Value [B] of phi [2, B, repr_dim] by psi [2, N, repr_dim] of the examples; `weighted`: critic_loss's states."""
+    f = phi @ psi.mT  # [2, B, N]; log_ratio [N] is log p*(s) / p(s) of the states
     if objective == "weighted":  # log of Eq. 7: E_p*[e^f] = E_p[p*/p e^f] / E_p[e^f], since E_p[e^f] is 1 by Eq. 6
         return ((f + log_ratio.clamp(max=np.log(10))).logsumexp(-1) - f.logsumexp(-1)).amin(0)
     f = f.amin(0) + np.log(batch_size - 1)  # the smaller twin, which critic_loss's B makes the f of Eq. 6
@@ -377,13 +373,16 @@ def train(args: Args) -> dict[str, Any]:
     dataset, data, mean, std, examples = load_data(args, device)
     if args.bc_coef is None:
         args.bc_coef = 0.5 if mean.ndim == 3 else 0.2
+    if args.policy_objective == "auto":
+        args.policy_objective = "log_exp_f" if mean.ndim == 3 else "weighted"
 
     generator = Generator().manual_seed(int(common.seed_sequence(args.seed, "weights").generate_state(1)[0]))
     bounds, encoders = torch.from_numpy(dataset.action_bounds), [Encoder(mean, std, args, generator) for _ in "acr"]
     actor = Actor(encoders[0], bounds, args.hidden_dim, generator).to(device)
     critic = Critic(encoders[1], bounds.shape[1], args.hidden_dim, args.repr_dim, generator).to(device)
     optimizer = Adam([*actor.parameters(), *critic.parameters()], args.learning_rate, eps=1e-7, fused=True)
-    data = data._replace(log_ratio=fit_log_ratio(encoders[2], data, examples, args, generator))  # on resuming the same
+    if args.policy_objective == "weighted":  # on resuming the same is learned again
+        data = data._replace(log_ratio=fit_log_ratio(encoders[2], data, examples, args, generator))
     parts, first_step = {"actor": actor, "critic": critic, "optimizer": optimizer}, checkpoint.get("step", 0)
     try:
         for name, part in parts.items() if checkpoint else ():

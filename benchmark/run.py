@@ -171,12 +171,13 @@ def dataset(name: str) -> Path:
 
 
 def needed(command: list[str]) -> Path | None:
-    """Return the dataset that a run reads, if it reads one."""
-    if command[0] in ("collect_data.py", "benchmark/run.py"):
-        return None
+    """Return the dataset that a run reads, if it reads one and names it."""
     if "--dataset" in command:
         return ROOT / command[command.index("--dataset") + 1]
-    return dataset(command[command.index("--env-id") + 1] + "-hard" * ("hard" in command))
+    tasks = [task for task in common.TASKS if task in command]
+    if command[0] in ("collect_data.py", "benchmark/run.py") or not tasks:
+        return None
+    return dataset(tasks[0] + "-hard" * ("hard" in command))
 
 
 @functools.cache

@@ -372,7 +372,7 @@ def test_every_table_says_how_its_intervals_are_made_and_has_both_measures():
 
 
 def test_fetch_reach_counts_its_seeds_and_not_its_episodes():
-    reach = [row for row in rows(report.state_table()) if row.startswith("| FetchReach |")]
+    reach = [row for row in rows(report.TABLES["state"]()) if row.startswith("| FetchReach |")]
     low = wilson(3, 3)[0]
     same = [row for row in reach if "**1.000 " in row or "**0.000 " in row]  # others have outcomes that differ
     assert same and all(f"1.000 [{low:.3f}, 1.000]" in row or f"0.000 [0.000, {1 - low:.3f}]" in row for row in same)

@@ -768,6 +768,23 @@ def test_weight_of_cloning_is_two_tenths_for_states_and_a_half_for_images(
     assert args.bc_coef == expected
 
 
+@pytest.mark.parametrize(
+    "shape, given, expected",
+    [
+        ((3,), "auto", "weighted"),
+        ((8, 8, 1), "auto", "log_exp_f"),
+        ((3,), "f", "f"),
+        ((8, 8, 1), "weighted", "weighted"),
+    ],
+)
+def test_objective_is_weighted_for_states_and_for_images_of_the_examples(shape, given, expected, tmp_path, monkeypatch):
+    (((batch, *_, args), _),) = follow_training(
+        laeo, tmp_path, monkeypatch, shape, gradient_steps=1, policy_objective=given
+    )
+    assert args.policy_objective == expected
+    assert bool(batch.log_ratio.any()) == (expected == "weighted")  # and learned only where it is needed
+
+
 def test_statistics_are_those_of_the_training_episodes_without_padding(script, tmp_path):
     """A deviation of each number of a state, at least 0.001, and one deviation of all numbers of an image."""
     rng = np.random.default_rng(0)

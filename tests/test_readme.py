@@ -130,6 +130,7 @@ def test_flags_in_the_text_exist():
     fields = {field.name for script in SCRIPTS.values() for field in dataclasses.fields(script.Args)}
     known = {f"--{name.replace('_', '-')}" for name in fields} | {"--help", "--logdir"}
     known |= {"--list", "--redo", "--jobs", "--only", "--write", "--train"}  # of benchmark/, and of an earlier commit
+    known |= {word for command in benchmark.experiments()["search"].values() for word in command if word[:2] == "--"}
     for name, text in CURRENT.items():
         for span in code(text):
             flags = {word.split("=")[0] for word in span.split() if re.match(r"--\w", word)}
