@@ -26,6 +26,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(ROOT))
@@ -111,6 +113,7 @@ def experiments() -> dict[str, dict[str, list[str]]]:
         for seed in SEARCH_SEEDS
     }
     random = {task: f"benchmark/run.py --random --env-id {task}" for task in STATE_TASKS}
+    behavior = {task: f"benchmark/run.py --behavior --env-id {task}" for task in STATE_TASKS}
     images = {
         f"{method}-{task}-{seed}": f"{method}.py --env-id {task} --seed {seed} {flags}"
         for task, flags in IMAGES.items()
@@ -126,7 +129,7 @@ def experiments() -> dict[str, dict[str, list[str]]]:
                 command = f"{method}.py --env-id {task} --dataset datasets/{name}-medium --num-success {n} {GPU}"
                 gpu[f"{method}-{task}-{n}"] = command
     runs = {"data": data, "state": state, "hard": hard, "examples": examples, "sizes": sizes, "settings": settings}
-    runs |= {"search": search, "random": random, "images": images, "gpu": gpu}
+    runs |= {"search": search, "random": random, "behavior": behavior, "images": images, "gpu": gpu}
     return {name: {run: command.split() for run, command in commands.items()} for name, commands in runs.items()}
 
 
@@ -145,6 +148,25 @@ def play_randomly(env_id: str, run_dir: Path) -> None:
     episodes, _ = evaluate.play(lambda observation: env.action_space.sample(), env_id, 100, 0)
     env.close()
     result = common.summarise(episodes) | {"episodes": episodes, "method": "random", "args": {"env_id": env_id}}
+    write_json(run_dir / "result.json", result)
+
+
+def play_behavior(env_id: str, run_dir: Path) -> None:
+    """Write a result.json of the best policy that made the data, without its noise, on 300 starts of seed 100."""
+    import torch
+
+    import evaluate
+    from contrastive_rl import load_behavior
+
+    actors, rates = load_behavior(ROOT / "behavior" / f"{env_id}.pt", env_id)
+    actor, goal = actors[rates.index(max(rates))], torch.tensor(common.TASKS[env_id].desired_goal)
+
+    @torch.inference_mode()
+    def act(observation: np.ndarray) -> np.ndarray:
+        return actor.sample(torch.from_numpy(observation), goal, torch.zeros(())).numpy()
+
+    episodes, _ = evaluate.play(act, env_id, 300, SEARCH_SEEDS[0])
+    result = common.summarise(episodes) | {"episodes": episodes, "method": "behavior", "args": {"env_id": env_id}}
     write_json(run_dir / "result.json", result)
 
 
@@ -247,11 +269,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="how many runs at a time")
     parser.add_argument("--only", default="", help="run only those whose name contains this")
     parser.add_argument("--random", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--behavior", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--env-id", help=argparse.SUPPRESS)
     parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.random:
         return play_randomly(args.env_id, args.run_dir)
+    if args.behavior:
+        return play_behavior(args.env_id, args.run_dir)
     if unknown := set(args.experiments) - set(experiments()):
         sys.exit(f"error: there is no experiment {sorted(unknown)[0]}; choose from {names}.")
     if args.jobs < 1:

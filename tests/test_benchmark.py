@@ -226,6 +226,13 @@ def test_random_actions_have_the_starts_of_the_evaluations(tmp_path):
     assert result["success_rate"] <= 0.05 and result["success_interval"][1] < 0.15
 
 
+def test_best_policy_of_the_data_is_played_without_noise_on_starts_of_the_search(tmp_path):
+    benchmark.play_behavior("FetchReach", tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["episodes"]["seed"] == [common.episode_seed(100, "evaluation", i) for i in range(300)]
+    assert set(result["episodes"]["episode"]) == {0} and result["final_success_rate"] == 1  # one start and no noise
+
+
 def test_results_hold_no_path_of_a_machine():
     paths = list(report.RESULTS.rglob("*.json"))
     assert len(paths) > 50
