@@ -272,7 +272,8 @@ def update(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, optimiz
 
     mean, std = actor.distribution(batch.observation, shift)
     action = torch.tanh(mean + std * batch.noise)
-    psi = psi if weighted else critic.psi(critic.encoder(examples, examples_shift))
+    with torch.no_grad():
+        psi = psi if weighted else critic.psi(critic.encoder(examples, examples_shift))
     states = psi.detach(), batch.log_ratio, len(action), args.policy_objective
     value = policy_value(critic.phi(features.detach(), action), *states)
     advantage = policy_value(phi.detach(), *states) - value.detach() if weighted else torch.zeros_like(value)
@@ -381,8 +382,6 @@ def train(args: Args) -> dict[str, Any]:
     actor = Actor(encoders[0], bounds, args.hidden_dim, generator).to(device)
     critic = Critic(encoders[1], bounds.shape[1], args.hidden_dim, args.repr_dim, generator).to(device)
     optimizer = Adam([*actor.parameters(), *critic.parameters()], args.learning_rate, eps=1e-7, fused=True)
-    if args.policy_objective == "weighted":  # on resuming the same is learned again
-        data = data._replace(log_ratio=fit_log_ratio(encoders[2], data, examples, args, generator))
     parts, first_step = {"actor": actor, "critic": critic, "optimizer": optimizer}, checkpoint.get("step", 0)
     try:
         for name, part in parts.items() if checkpoint else ():
@@ -406,6 +405,8 @@ def train(args: Args) -> dict[str, Any]:
         with open(path, "ab") as file:  # what came after the checkpoint is written again
             file.truncate(min(checkpoint.get("log_size", 0), file.tell()))
         writer = SummaryWriter(args.run_dir, purge_step=first_step + 1)
+    if args.policy_objective == "weighted":  # on resuming the same is learned again
+        data = data._replace(log_ratio=fit_log_ratio(encoders[2], data, examples, args, generator))
     seconds = checkpoint.get("seconds", {"data": 0.0, "training": 0.0, "evaluation": 0.0})
     progress = tqdm(desc=f"{METHOD} on {args.env_id}", initial=first_step, total=args.gradient_steps, mininterval=1)
 

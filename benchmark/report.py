@@ -152,10 +152,11 @@ def groups(experiment: str) -> list[tuple[str, dict[str, list[dict]]]]:
             if name.startswith(f"{method}-"):
                 found.setdefault(name.split("-")[1], {}).setdefault(method, []).append(run)
     if experiment in ("examples", "sizes"):  # FetchPush's standard runs are a case of these too
+        standard = load("state")
         found["200" if experiment == "examples" else "4000"] = {
             method: mine
             for method in METHODS
-            if (mine := of_task(load("state"), method, "FetchPush")) and (method != "bc" or experiment == "sizes")
+            if (mine := of_task(standard, method, "FetchPush")) and (method != "bc" or experiment == "sizes")
         }
         return sorted(found.items(), key=lambda case: -int(case[0]))
     return [(task, found[task]) for task in STATE_TASKS if task in found]
@@ -214,7 +215,7 @@ def search_table() -> str:
     runs, commands = load("search"), json.loads((Path(__file__).parent / "search.json").read_text())
     kinds, rows = (*KINDS, "discounted_return"), []
     for name, command in commands.items():
-        base = "laeo-default" if name.startswith("laeo") else f"{name.split('-')[0]}-default"
+        base = f"{name.split('-')[0]}-default"
         mine, default = (
             {run["args"]["seed"]: run for key, run in runs.items() if key.rsplit("-", 1)[0] == x} for x in (name, base)
         )

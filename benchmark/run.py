@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -139,23 +140,27 @@ def write_json(path: Path, content: dict) -> None:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
-def play_randomly(env_id: str, run_dir: Path) -> None:
-    """Write a result.json of uniformly random actions, on the starts of every evaluation with seed 0."""
+def play(act: Callable, env_id: str, episodes: int, seed: int, method: str, run_dir: Path) -> None:
+    """Write a result.json of a function from observations to actions, on the starts of evaluations with this seed."""
     import evaluate  # which takes seconds
 
+    played, _ = evaluate.play(act, env_id, episodes, seed)
+    result = common.summarise(played) | {"episodes": played, "method": method, "args": {"env_id": env_id}}
+    write_json(run_dir / "result.json", result)
+
+
+def play_randomly(env_id: str, run_dir: Path) -> None:
+    """Write a result.json of uniformly random actions, on the starts of every evaluation with seed 0."""
     env = common.make_env(env_id)
     env.action_space.seed(0)
-    episodes, _ = evaluate.play(lambda observation: env.action_space.sample(), env_id, 100, 0)
+    play(lambda observation: env.action_space.sample(), env_id, 100, 0, "random", run_dir)
     env.close()
-    result = common.summarise(episodes) | {"episodes": episodes, "method": "random", "args": {"env_id": env_id}}
-    write_json(run_dir / "result.json", result)
 
 
 def play_behavior(env_id: str, run_dir: Path) -> None:
     """Write a result.json of the best policy that made the data, without its noise, on 300 starts of seed 100."""
     import torch
 
-    import evaluate
     from contrastive_rl import load_behavior
 
     actors, rates = load_behavior(ROOT / "behavior" / f"{env_id}.pt", env_id)
@@ -165,9 +170,7 @@ def play_behavior(env_id: str, run_dir: Path) -> None:
     def act(observation: np.ndarray) -> np.ndarray:
         return actor.sample(torch.from_numpy(observation), goal, torch.zeros(())).numpy()
 
-    episodes, _ = evaluate.play(act, env_id, 300, SEARCH_SEEDS[0])
-    result = common.summarise(episodes) | {"episodes": episodes, "method": "behavior", "args": {"env_id": env_id}}
-    write_json(run_dir / "result.json", result)
+    play(act, env_id, 300, SEARCH_SEEDS[0], "behavior", run_dir)
 
 
 def archive(source: Path, target: Path) -> None:

@@ -39,10 +39,8 @@ def load(run_dir: Path) -> tuple:
         raise common.UserError(f"{run_dir} is a run on {args.env_id}; values are shown for {' and '.join(EDGES)}.")
     dataset, data, mean, std, examples = laeo.load_data(args, CPU)
     generator = torch.Generator().manual_seed(int(common.seed_sequence(args.seed, "weights").generate_state(1)[0]))
-    bounds, encoders = (
-        torch.from_numpy(dataset.action_bounds),
-        [laeo.Encoder(mean, std, args, generator) for _ in "acr"],
-    )
+    bounds = torch.from_numpy(dataset.action_bounds)
+    encoders = [laeo.Encoder(mean, std, args, generator) for _ in "acr"]
     actor = laeo.Actor(encoders[0], bounds, args.hidden_dim, generator)
     critic = laeo.Critic(encoders[1], bounds.shape[1], args.hidden_dim, args.repr_dim, generator)
     if args.policy_objective == "weighted":
@@ -58,9 +56,7 @@ def measure(args: laeo.Args, dataset: common.Dataset, data: laeo.Data, examples,
     where = common.TASKS[args.env_id].achieved_goal
     goal = dataset.success_examples[:, where].mean(0)
     position = data.observations.numpy()[:, where]
-    heldout = data.heldout._replace(
-        **{name: x[data.heldout.remaining >= 10] for name, x in data.heldout._asdict().items()}
-    )
+    heldout = common.Transitions(*(x[data.heldout.remaining >= 10] for x in data.heldout))
     distance = np.linalg.norm(position[heldout.row] - goal, axis=-1)
     moving = np.linalg.norm(position[heldout.row + 1] - position[heldout.row], axis=-1) > 1e-3  # a millimetre in a step
 
