@@ -16,6 +16,7 @@ Differences from the paper and from the released code (docs/laeo.md has the reas
  5. Future states come at least one step after the state and at most at the episode's end, as in the code.
  6. Critic and policy are trained side by side, as in the code; narrower, on smaller batches, with a falling rate.
  7. The critic has one image encoder and the policy another; actions are scaled to weigh as much as all image features.
+ 8. The action of largest density is played; the code plays the median, tanh of the normal distribution's mean.
 """
 
 import json
@@ -50,7 +51,7 @@ class Args:
     verify: bool = False  # check the dataset's checksums, which reads all of it
     allow_version_mismatch: bool = False  # use a dataset although another version of the simulator made it
     num_success: Count = 200  # how many success examples the method sees
-    gradient_steps: Count = 20_000  # training steps of critic and policy
+    gradient_steps: Count = 10_000  # training steps of critic and policy
     batch_size: Annotated[int, 2, 2**32 - 1] = 256  # transitions in a batch, each a negative for all others
     learning_rate: Share = 1e-3  # Adam's step size for both networks at the start; it falls linearly to zero
     discount: Annotated[float, 1e-6, 1 - 1e-6] = 0.99  # of the geometric distribution that future states are drawn from
@@ -58,7 +59,7 @@ class Args:
     repr_dim: Count = 64  # length of the representations phi and psi
     policy_objective: Literal["auto", "weighted", "f", "exp_f", "log_exp_f"] = "auto"  # weighted; for images log_exp_f
     classifier_noise: Annotated[float, 0, 1e6] = 0.1  # on standardised states, when p*/p is learned: a bandwidth
-    bc_coef: Annotated[float | None, 0, 1] = None  # lambda, the weight of cloning; if not given 0.2, for images 0.5
+    bc_coef: Annotated[float | None, 0, 1] = None  # lambda, the weight of cloning; if not given 0.4, for images 0.5
     channels: Count = 16  # for images: of the first convolution; the second and the third have twice as many
     random_shift: Annotated[int, 0, 32] = 0  # for images: move those of a batch by up to so many pixels (augmentation)
     seed: Whole = 0  # of networks, batches, held-out episodes, success examples and evaluation starts
@@ -114,31 +115,33 @@ class Encoder(nn.Module):
 class Actor(nn.Module):
     """Tanh-normal policy pi(a | s), in [-1, 1]; `forward`, which is exported, returns actions in their own bounds."""
 
-    LIMIT = 0.999  # actions beyond count as saturated: their density is that of the whole tail
-
     def __init__(self, encoder: Encoder, action_bounds: Tensor, hidden_dim: int, generator: Generator):
         super().__init__()
         self.register_buffer("action_bounds", action_bounds)  # [2, A]
-        self.encoder = encoder
-        self.net = mlp([encoder.dim, hidden_dim, hidden_dim, 2 * action_bounds.shape[1]], generator)
+        sizes = [encoder.dim, hidden_dim, hidden_dim, 2 * action_bounds.shape[1]]
+        self.encoder, self.net = encoder, mlp(sizes, generator)
 
     def distribution(self, observation: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the mean and the standard deviation, each [B, A], of the normal distribution under the tanh."""
         mean, std = self.net(self.encoder(observation, shift)).chunk(2, -1)
         return mean, F.softplus(std) + 0.1
 
+    def mode(self, observation: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Return the actions [B, A], in [-1, 1], of largest density, for observations [B, ...]."""
+        mean, std = self.distribution(observation, shift)
+        action = torch.tanh(mean)  # the median, whose magnitude is smaller
+        for _ in range(20):  # the density is largest where its derivative is 0: atanh(a) = mean + 2 std^2 a
+            action = torch.tanh(mean + 2 * std**2 * action)
+        return action
+
     def forward(self, observation: Tensor) -> Tensor:
         """Return the actions [B, A] that are played for observations [B, ...]: the mode, in their own bounds."""
-        return torch.lerp(*self.action_bounds, (torch.tanh(self.distribution(observation)[0]) + 1) / 2)
+        return torch.lerp(*self.action_bounds, (self.mode(observation) + 1) / 2)
 
     def log_prob(self, mean: Tensor, std: Tensor, action: Tensor) -> Tensor:
-        """Return log pi(a | s) [B] of actions [B, A] in [-1, 1]."""
-        edge, normal = float(np.arctanh(self.LIMIT)), Normal(mean, std, validate_args=False)
-        inside = TransformedDistribution(normal, TanhTransform(), validate_args=False)
-        inside = inside.log_prob(action.clamp(-self.LIMIT, self.LIMIT))
-        upper = torch.special.log_ndtr((mean - edge) / std) - np.log(1 - self.LIMIT)
-        lower = torch.special.log_ndtr((-edge - mean) / std) - np.log(1 - self.LIMIT)
-        return torch.where(action >= self.LIMIT, upper, torch.where(action <= -self.LIMIT, lower, inside)).sum(-1)
+        """Return log pi(a | s) [B] of actions [B, A], which count as 0.999 beyond: the density at 1 may be infinite."""
+        policy = TransformedDistribution(Normal(mean, std, validate_args=False), TanhTransform(), validate_args=False)
+        return policy.log_prob(action.clamp(-0.999, 0.999)).sum(-1)
 
 
 class Critic(nn.Module):
@@ -231,10 +234,7 @@ class Batch(NamedTuple):
 
 
 def sample(data: Data, args: Args, step: int, use: str = "batches") -> Batch:
-    """Draw transitions uniformly, and for each a state k >= 1 steps later with P(k) proportional to discount^k.
-
-    The batch depends on the data, the seed and the step alone.
-    """
+    """Draw transitions, each with a state k >= 1 steps later, P(k) ~ discount^k; data, seed and step alone decide."""
     rng = np.random.default_rng(common.seed_sequence(args.seed, "batches" if use == "batches" else "metrics", step))
     i, u = rng.integers(len(getattr(data, use).row), size=args.batch_size), rng.random(args.batch_size)
     row, remaining, _, action = (x[i] for x in getattr(data, use))
@@ -289,8 +289,7 @@ def measure(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, args: 
     phi, size = critic.phi(features, batch.action), len(batch.action)
     logits, states = phi @ psi.mT, psi if args.policy_objective == "weighted" else critic.psi(critic.encoder(examples))
     settings = states, batch.log_ratio, args.batch_size, args.policy_objective
-    positives = logits.diagonal(dim1=1, dim2=2)
-    mean, std = actor.distribution(batch.observation)
+    positives, (mean, std) = logits.diagonal(dim1=1, dim2=2), actor.distribution(batch.observation)
     metrics = {
         "critic_loss": critic_loss(phi, psi),
         "categorical_accuracy": (logits.argmax(-1) == torch.arange(size, device=logits.device)).float().mean(),
@@ -298,7 +297,7 @@ def measure(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, args: 
         "logits_negative": (logits.sum() - positives.sum()) / (2 * size * (size - 1)),
         "bc_loss": -actor.log_prob(mean, std, batch.action).mean(),
         "value_data": policy_value(phi, *settings).mean(),
-        "value_policy": policy_value(critic.phi(features, torch.tanh(mean)), *settings).mean(),
+        "value_policy": policy_value(critic.phi(features, actor.mode(batch.observation)), *settings).mean(),
         "policy_std": std.mean(),
     }
     return {name: value.item() for name, value in metrics.items()}
@@ -373,7 +372,7 @@ def train(args: Args) -> dict[str, Any]:
     args.dataset = common.find_dataset(args.env_id, args.quality, args.dataset)
     dataset, data, mean, std, examples = load_data(args, device)
     if args.bc_coef is None:
-        args.bc_coef = 0.5 if mean.ndim == 3 else 0.2
+        args.bc_coef = 0.5 if mean.ndim == 3 else 0.4
     if args.policy_objective == "auto":
         args.policy_objective = "log_exp_f" if mean.ndim == 3 else "weighted"
 
@@ -453,8 +452,7 @@ def train(args: Args) -> dict[str, Any]:
             update(batch, examples, actor, critic, optimizer, args)
             progress.update()
             for name in ("train", "heldout") if (step + 1) % args.log_interval == 0 else ():
-                batch = sample(data, args, step + 1, name)
-                log(step + 1, name, measure(batch, examples, actor, critic, args))
+                log(step + 1, name, measure(sample(data, args, step + 1, name), examples, actor, critic, args))
             if step + 1 == args.gradient_steps or time.monotonic() - saved > 60 * args.checkpoint_minutes:
                 save(step + 1)
                 saved = time.monotonic()

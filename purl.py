@@ -14,10 +14,10 @@ Differences from the LAEO paper's baseline (Hatch et al. 2023) and its released 
  1. The risk on negatives is never below zero; the code's loss falls without bound as the examples' logits grow.
  2. The critic learns from the learned reward, as in the paper; the code computes it and then takes the true one.
  3. Reward and unlabelled states are those in which transitions arrive; in the code, those from which they start.
- 4. The classifier sees all success examples at every step; target noise is drawn for each number, alike for the twins.
+ 4. The classifier sees all success examples at every step. The policy is laeo.py's; TD3+BC's is deterministic.
  5. Both target networks follow in the policy's delayed steps, as in TD3; in the code the critics' follow at every step.
  6. Standardisation, encoders, widths, batches, steps and rates are laeo.py's; the critic has layer normalisation.
- 7. alpha is 1 and eta 0.3, from a search; TD3+BC has an alpha of 2.5, the code 0.5 and 0.5.
+ 7. alpha is 10, against a likelihood, and eta 0.3; the code has 0.5, against a squared error, and 0.5.
 """
 
 import json
@@ -34,6 +34,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from torch import Generator, Tensor, nn
+from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.optim import Adam
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -59,10 +60,8 @@ class Args:
     discount: Annotated[float, 1e-6, 1 - 1e-6] = 0.99  # how much a reward one step later counts
     hidden_dim: Count = 256  # width of the two hidden layers in every network
     eta: Share = 0.3  # prior: the share of the data's states that is taken to be successes
-    alpha: Annotated[float, 0, 1e6] = 1.0  # weight of the normalised Q-value against cloning in the policy's loss
+    alpha: Annotated[float, 0, 1e6] = 10.0  # weight of the normalised Q-value against cloning in the policy's loss
     tau: Share = 0.005  # share of the way that target networks go at each of the policy's steps
-    policy_noise: Annotated[float, 0, 1e6] = 0.2  # standard deviation of the noise on the target policy's actions
-    noise_clip: Annotated[float, 0, 1e6] = 0.5  # the largest noise on the target policy's actions
     channels: Count = 16  # for images: of the first convolution; the second and the third have twice as many
     random_shift: Annotated[int, 0, 32] = 0  # for images: move those of a batch by up to so many pixels (augmentation)
     seed: Whole = 0  # of networks, batches, held-out episodes, success examples and evaluation starts
@@ -117,20 +116,35 @@ class Encoder(nn.Module):
 
 
 class Actor(nn.Module):
-    """Deterministic policy of actions in [-1, 1]; `forward`, which is exported, returns them in their bounds."""
+    """Tanh-normal policy pi(a | s), in [-1, 1]; `forward`, which is exported, returns actions in their own bounds."""
 
     def __init__(self, encoder: Encoder, action_bounds: Tensor, hidden_dim: int, generator: Generator):
         super().__init__()
         self.register_buffer("action_bounds", action_bounds)  # [2, A]
-        self.encoder, self.net = encoder, mlp([encoder.dim, hidden_dim, hidden_dim, action_bounds.shape[1]], generator)
+        sizes = [encoder.dim, hidden_dim, hidden_dim, 2 * action_bounds.shape[1]]
+        self.encoder, self.net = encoder, mlp(sizes, generator)
+
+    def distribution(self, observation: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the mean and the standard deviation, each [B, A], of the normal distribution under the tanh."""
+        mean, std = self.net(self.encoder(observation, shift)).chunk(2, -1)
+        return mean, F.softplus(std) + 0.1
 
     def mode(self, observation: Tensor, shift: Tensor | None = None) -> Tensor:
-        """Return the actions [B, A], in [-1, 1], for observations [B, ...]."""
-        return torch.tanh(self.net(self.encoder(observation, shift)))
+        """Return the actions [B, A], in [-1, 1], of largest density, for observations [B, ...]."""
+        mean, std = self.distribution(observation, shift)
+        action = torch.tanh(mean)  # the median, whose magnitude is smaller
+        for _ in range(20):  # the density is largest where its derivative is 0: atanh(a) = mean + 2 std^2 a
+            action = torch.tanh(mean + 2 * std**2 * action)
+        return action
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Return the actions [B, A] that are played for observations [B, ...], in the environment's bounds."""
+        """Return the actions [B, A] that are played for observations [B, ...]: the mode, in their own bounds."""
         return torch.lerp(*self.action_bounds, (self.mode(observation) + 1) / 2)
+
+    def log_prob(self, mean: Tensor, std: Tensor, action: Tensor) -> Tensor:
+        """Return log pi(a | s) [B] of actions [B, A], which count as 0.999 beyond: the density at 1 may be infinite."""
+        policy = TransformedDistribution(Normal(mean, std, validate_args=False), TanhTransform(), validate_args=False)
+        return policy.log_prob(action.clamp(-0.999, 0.999)).sum(-1)
 
 
 class Critic(nn.Module):
@@ -168,30 +182,24 @@ class Networks(nn.Module):
         self.actor = Actor(encoders[0], action_bounds, hidden_dim, generator)
         self.critic = Critic(encoders[1], action_bounds.shape[1], hidden_dim, generator)
         self.reward = Reward(encoders[2], hidden_dim, generator)
-        self.target_actor = deepcopy(self.actor).requires_grad_(False)
-        self.target_critic = deepcopy(self.critic).requires_grad_(False)
+        self.target_actor, self.target_critic = (deepcopy(x).requires_grad_(False) for x in (self.actor, self.critic))
 
 
 def reward_loss(examples: Tensor, data: Tensor, eta: float) -> Tensor:
     """Non-negative positive-unlabelled risk from the logits of success examples [num_success], and of the data [B]."""
-    positive = eta * F.softplus(-examples).mean()
     negative = F.softplus(data).mean() - eta * F.softplus(examples).mean()  # data without their share of successes
-    return positive + negative.clamp(min=0)  # a mean loss is never negative: noise, or eta too large
+    return eta * F.softplus(-examples).mean() + negative.clamp(min=0)  # what it estimates is never negative
 
 
-def critic_target(reward: Tensor, terminal: Tensor, next_q: Tensor, discount: float) -> Tensor:
-    """TD3's target [B] from rewards [B], true ends [B] (0 or 1), and the target critics' Q [2, B] of what follows."""
-    return reward + discount * (1 - terminal) * next_q.amin(0)
-
-
-def critic_loss(q: Tensor, target: Tensor) -> Tensor:
-    """Squared error of both twins, Q [2, B], to the same targets [B]."""
+def critic_loss(q: Tensor, reward: Tensor, terminal: Tensor, next_q: Tensor, discount: float) -> Tensor:
+    """Squared error of Q [2, B] to TD3's target, from rewards [B], true ends [B] (0 or 1) and target Q [2, B] after."""
+    target = reward + discount * (1 - terminal) * next_q.amin(0)
     return ((q - target) ** 2).mean(-1).sum()
 
 
-def policy_loss(q: Tensor, action: Tensor, data_action: Tensor, alpha: float) -> Tensor:
-    """TD3+BC's Eq. 3, from Q_1 [B] of the policy's actions [B, A] and the data's actions [B, A]."""
-    return -alpha * q.mean() / q.abs().mean().detach() + F.mse_loss(action, data_action)
+def policy_loss(q: Tensor, log_prob: Tensor, alpha: float) -> Tensor:
+    """TD3+BC's Eq. 3, from Q_1 [B] of the policy's actions; it clones by log pi [B] of the data's actions."""
+    return -alpha * q.mean() / q.abs().mean().detach() - log_prob.mean()
 
 
 class Data(NamedTuple):
@@ -222,8 +230,8 @@ def load_data(args: Args, device: torch.device) -> tuple:
         observations = observations.to(device)
     uses = [common.transitions(dataset, episodes) for episodes in (training, training[: len(heldout)], heldout)]
     labelled = common.load_labelled(args.dataset, dataset, heldout).items()
-    labelled, examples = {k: torch.from_numpy(x).to(device) for k, x in labelled}, torch.from_numpy(examples).to(device)
-    return dataset, Data(observations, *uses, device), mean, std, examples, labelled
+    labelled = {label: torch.from_numpy(x).to(device) for label, x in labelled if len(x)}
+    return dataset, Data(observations, *uses, device), mean, std, torch.from_numpy(examples).to(device), labelled
 
 
 class Batch(NamedTuple):
@@ -231,7 +239,7 @@ class Batch(NamedTuple):
     action: Tensor  # [B, A]
     next_observation: Tensor  # [B, ...]
     terminal: Tensor  # [B], 1 where the episode truly ends, else 0
-    noise: Tensor  # [B, A], standard normal, for the target policy
+    noise: Tensor  # [B, A], standard normal, for the actions of policy and target policy
     shifts: list  # of observations, next observations and success examples: [B, 2], [B, 2], [num_success, 2], or None
 
 
@@ -249,9 +257,9 @@ def sample(data: Data, args: Args, step: int, use: str = "batches") -> Batch:
     return Batch(observation, action, following, terminal, noise, shifts)
 
 
-def next_q(batch: Batch, networks: Networks, shift: Tensor | None, args: Args) -> Tensor:
-    """Return the target critics' Q [2, B] of what follows, with TD3's clipped noise on the target policy's actions."""
-    noise = (args.policy_noise * batch.noise).clamp(-args.noise_clip, args.noise_clip)
+def next_q(batch: Batch, networks: Networks, shift: Tensor | None) -> Tensor:
+    """Return the target critics' Q [2, B] of what follows, with TD3's clipped noise on the target policy's mode."""
+    noise = (0.2 * batch.noise).clamp(-0.5, 0.5)
     action = (networks.target_actor.mode(batch.next_observation, shift) + noise).clamp(-1, 1)
     return networks.target_critic(networks.target_critic.encoder(batch.next_observation, shift), action)
 
@@ -264,48 +272,41 @@ def update(batch: Batch, examples: Tensor, networks: Networks, optimizer: Adam, 
     reward_loss(networks.reward(examples, examples_shift), logits, args.eta).backward()
 
     with torch.no_grad():
-        following = next_q(batch, networks, next_shift, args)
-        target = critic_target(logits.sigmoid(), batch.terminal, following, args.discount)
-    features = networks.critic.encoder(batch.observation, shift)
-    critic_loss(networks.critic(features, batch.action), target).backward()
+        following = next_q(batch, networks, next_shift)
+    features, reward = networks.critic.encoder(batch.observation, shift), logits.detach().sigmoid()
+    q = networks.critic(features, batch.action)
+    critic_loss(q, reward, batch.terminal, following, args.discount).backward()
 
     if step % 2 == 1:  # the optimiser leaves networks without a gradient as they are
-        action = networks.actor.mode(batch.observation, shift)
-        q = networks.critic(features.detach(), action)[0]
-        loss = policy_loss(q, action, batch.action, args.alpha)
+        mean, std = networks.actor.distribution(batch.observation, shift)
+        q = networks.critic(features.detach(), torch.tanh(mean + std * batch.noise))[0]
+        loss = policy_loss(q, networks.actor.log_prob(mean, std, batch.action), args.alpha)
         loss.backward(inputs=list(networks.actor.parameters()))
     optimizer.step()
-    if step % 2 == 1:
-        targets = [*networks.target_actor.parameters(), *networks.target_critic.parameters()]
-        for target, parameter in zip(targets, [*networks.actor.parameters(), *networks.critic.parameters()]):
-            target.lerp_(parameter.detach(), args.tau)
+    targets = [*networks.target_actor.parameters(), *networks.target_critic.parameters()] if step % 2 == 1 else []
+    for target, parameter in zip(targets, [*networks.actor.parameters(), *networks.critic.parameters()]):
+        target.lerp_(parameter.detach(), args.tau)
 
 
 @torch.no_grad()
-def measure(batch: Batch, examples: Tensor, networks: Networks, args: Args) -> dict[str, float]:
-    """Return metrics of one batch, without the random shift; docs/purl.md explains each."""
+def measure(batch: Batch, examples: Tensor, labelled: dict[str, Tensor], networks: Networks, args: Args) -> dict:
+    """Return metrics of one batch, without the random shift, and of states by label; docs/purl.md explains each."""
     logits, logits_examples = networks.reward(batch.next_observation), networks.reward(examples)
-    features, action = networks.critic.encoder(batch.observation), networks.actor.mode(batch.observation)
-    q, following = networks.critic(features, batch.action), next_q(batch, networks, None, args)
+    features, (mean, std) = networks.critic.encoder(batch.observation), networks.actor.distribution(batch.observation)
+    q, following = networks.critic(features, batch.action), next_q(batch, networks, None)
     metrics = {
         "reward_loss": reward_loss(logits_examples, logits, args.eta),
-        "critic_loss": critic_loss(q, critic_target(logits.sigmoid(), batch.terminal, following, args.discount)),
-        "bc_error": F.mse_loss(action, batch.action),
+        "critic_loss": critic_loss(q, logits.sigmoid(), batch.terminal, following, args.discount),
+        "bc_loss": -networks.actor.log_prob(mean, std, batch.action).mean(),
         "reward_examples": logits_examples.sigmoid().mean(),
         "reward_data": logits.sigmoid().mean(),
         "q_data": q.amin(0).mean(),
-        "q_policy": networks.critic(features, action).amin(0).mean(),
+        "q_policy": networks.critic(features, networks.actor.mode(batch.observation)).amin(0).mean(),
     }
+    for label, x in labelled.items():
+        metrics[f"reward_{label}"] = networks.reward(x).sigmoid().mean()
+        metrics[f"q_{label}"] = networks.critic(networks.critic.encoder(x), networks.actor.mode(x)).amin(0).mean()
     return {name: value.item() for name, value in metrics.items()}
-
-
-@torch.no_grad()
-def measure_labelled(states: dict[str, Tensor], networks: Networks) -> dict[str, float]:
-    """Return metrics of held-out states by the labels `success`, `failure` and `start`, which no training sees."""
-    metrics = {f"reward_{label}": networks.reward(states[label]).sigmoid().mean() for label in ("success", "failure")}
-    q = networks.critic(networks.critic.encoder(states["start"]), networks.actor.mode(states["start"]))
-    metrics["q_start"] = q.amin(0).mean()
-    return {name: value.item() for name, value in metrics.items() if torch.isfinite(value)}  # none of a label: no mean
 
 
 @torch.inference_mode()
@@ -453,8 +454,7 @@ def train(args: Args) -> dict[str, Any]:
             progress.update()
             for name in ("train", "heldout") if (step + 1) % args.log_interval == 0 else ():
                 batch = sample(data, args, step + 1, name)
-                metrics = measure(batch, examples, networks, args)
-                log(step + 1, name, metrics | (measure_labelled(labelled, networks) if name == "heldout" else {}))
+                log(step + 1, name, measure(batch, examples, labelled if name == "heldout" else {}, networks, args))
             if step + 1 == args.gradient_steps or time.monotonic() - saved > 60 * args.checkpoint_minutes:
                 save(step + 1)
                 saved = time.monotonic()

@@ -37,7 +37,8 @@ import common  # noqa: E402
 METHODS = ("laeo", "oril", "purl", "bc")
 STATE_TASKS = [env_id for env_id, task in common.TASKS.items() if task.state_task is None]
 SEEDS = {"FetchPush": range(8)}  # of the tables; the other tasks, where the methods are level, have three
-STEPS = {  # the easier tasks need fewer than the default; LAEO, which waits for no target network, fewer still
+FLAGS = {  # the easier tasks need fewer steps; LAEO, which waits for no target network, fewer still
+    "FetchPush": "--eval-interval 2500",  # for learning curves
     "laeo-FetchReach": "--gradient-steps 3000",
     "FetchReach": "--gradient-steps 10000",
     "SawyerWindowOpen": "--gradient-steps 5000",
@@ -70,23 +71,23 @@ GPU += "--eval-interval 50000"  # an evaluation takes half a minute
 GPU_EPISODES = 31_271
 
 
-def steps(method: str, task: str) -> str:
-    """Return the flag for the gradient steps of a method on a task of states."""
-    return STEPS.get(f"{method}-{task}", STEPS.get(task, ""))
+def flags(method: str, task: str) -> str:
+    """Return what a method is given on a task of states."""
+    return FLAGS.get(f"{method}-{task}", FLAGS.get(task, ""))
 
 
 def experiments() -> dict[str, dict[str, list[str]]]:
     """Return the arguments of python for every run, by experiment and name."""
     data = {task: f"collect_data.py --env-id {task} --overwrite" for task in common.TASKS}
-    data |= {name: f"collect_data.py {flags} --overwrite" for name, flags in DATA.items()}
+    data |= {name: f"collect_data.py {given} --overwrite" for name, given in DATA.items()}
     state = {
-        f"{method}-{task}-{seed}": f"{method}.py --env-id {task} --seed {seed} {steps(method, task)}"
+        f"{method}-{task}-{seed}": f"{method}.py --env-id {task} --seed {seed} {flags(method, task)}"
         for task in STATE_TASKS
         for method in METHODS
         for seed in SEEDS.get(task, range(3))
     }
     hard = {
-        f"{method}-{task}-{seed}": f"{method}.py --env-id {task} --quality hard --seed {seed} {steps(method, task)}"
+        f"{method}-{task}-{seed}": f"{method}.py --env-id {task} --quality hard --seed {seed} {flags(method, task)}"
         for task in ("FetchReach", "FetchPush")
         for method in METHODS
         for seed in range(3)
@@ -104,20 +105,20 @@ def experiments() -> dict[str, dict[str, list[str]]]:
         for seed in range(3)
     }
     settings = {
-        f"{name}-{seed}": f"laeo.py --env-id FetchPush --seed {seed} {flags}"
-        for name, flags in SETTINGS.items()
+        f"{name}-{seed}": f"laeo.py --env-id FetchPush --seed {seed} {given}"
+        for name, given in SETTINGS.items()
         for seed in range(3)
     }
     search = {
-        f"{name}-{seed}": f"search/{command} {SEARCH_FLAGS} --seed {seed}"
-        for name, command in json.loads((Path(__file__).parent / "search.json").read_text()).items()
+        f"{name}-{seed}": f"search/{setting['command']} {SEARCH_FLAGS} --seed {seed}"
+        for name, setting in json.loads((Path(__file__).parent / "search.json").read_text()).items()
         for seed in SEARCH_SEEDS
     }
     random = {task: f"benchmark/run.py --random --env-id {task}" for task in STATE_TASKS}
     behavior = {task: f"benchmark/run.py --behavior --env-id {task}" for task in STATE_TASKS}
     images = {
-        f"{method}-{task}-{seed}": f"{method}.py --env-id {task} --seed {seed} {flags}"
-        for task, flags in IMAGES.items()
+        f"{method}-{task}-{seed}": f"{method}.py --env-id {task} --seed {seed} {given}"
+        for task, given in IMAGES.items()
         for method in METHODS
         for seed in range(3)
     }

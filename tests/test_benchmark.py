@@ -175,7 +175,7 @@ def test_search_patch_fits_its_commit_and_has_every_flag_of_the_search():
     if subprocess.run(["git", "cat-file", "-e", benchmark.SEARCH_COMMIT], cwd=benchmark.ROOT).returncode:
         pytest.skip("a clone without the history")
     directory = benchmark.search_directory()
-    code = "import json, sys, tyro, laeo, oril, purl\n"
+    code = "import json, sys, tyro, bc, laeo, oril, purl\n"
     code += "for script, *flags in json.load(sys.stdin): tyro.cli(vars()[script[7:-3]].Args, args=flags)\n"
     commands = list(benchmark.experiments()["search"].values())
     given = {"input": json.dumps(commands), "text": True, "cwd": directory, "stderr": subprocess.PIPE}
@@ -185,11 +185,12 @@ def test_search_patch_fits_its_commit_and_has_every_flag_of_the_search():
     flags = {word[2:] for command in commands for word in command if word.startswith("--")}
     from dataclasses import fields
 
+    import bc
     import laeo
     import oril
     import purl
 
-    own = {field.name.replace("_", "-") for script in (laeo, oril, purl) for field in fields(script.Args)}
+    own = {field.name.replace("_", "-") for script in (bc, laeo, oril, purl) for field in fields(script.Args)}
     assert flags - own == stated - own
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import traceable_dataset
-from test_laeo import BOUNDS, IMAGE, features_of, make_data, make_encoder, perceptron, randomise
+from test_laeo import BOUNDS, IMAGE, features_of, log_density, make_data, make_encoder, perceptron, randomise
 
 import common
 import oril
@@ -178,8 +178,10 @@ def test_reward_and_policy_are_networks_on_features_of_their_own(script):
             features_of(encoder, batch.observation, shift, 2).detach().double().numpy()
             for encoder in (networks.actor.encoder, networks.reward.encoder)
         )
-        mode = networks.actor.mode(batch.observation, shift).detach()
-        np.testing.assert_allclose(mode, np.tanh(perceptron(networks.actor.net, x)), rtol=1e-3, atol=1e-4)
+        mean, std = (x.detach() for x in networks.actor.distribution(batch.observation, shift))
+        output = perceptron(networks.actor.net, x)
+        np.testing.assert_allclose(mean, output[:, :ACTIONS], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(std, np.logaddexp(0, output[:, ACTIONS:]) + 0.1, rtol=1e-3)
         logits = networks.reward(batch.observation, shift).detach()
         np.testing.assert_allclose(logits, perceptron(networks.reward.net, y)[:, 0], rtol=1e-3, atol=1e-4)
 
@@ -195,29 +197,27 @@ def test_targets_begin_as_copies_that_no_gradient_reaches(script):
 # ------------------------------------------------------------------------------------------------------------- TD3+BC
 
 
-def test_critic_target_and_losses_against_numpy(script):
+def test_critic_loss_is_the_squared_error_of_both_twins_to_one_target(script):
     rng = np.random.default_rng(2)
     reward, next_q, q = rng.random(8), rng.normal(size=(2, 8)), rng.normal(size=(2, 8))
     terminal = np.array([0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0])
-    target = script.critic_target(*(torch.from_numpy(x) for x in (reward, terminal, next_q)), 0.9).numpy()
-    expected = [r if end else r + 0.9 * min(a, b) for r, end, a, b in zip(reward, terminal, *next_q)]
-    np.testing.assert_allclose(target, expected, rtol=1e-12)  # nothing follows a true end
-    loss = script.critic_loss(torch.from_numpy(q), torch.from_numpy(target))
+    target = np.array([r if end else r + 0.9 * min(a, b) for r, end, a, b in zip(reward, terminal, *next_q)])
+    loss = script.critic_loss(*(torch.from_numpy(x) for x in (q, reward, terminal, next_q)), 0.9)  # ends: nothing after
     assert loss.item() == pytest.approx(np.mean((q[0] - target) ** 2) + np.mean((q[1] - target) ** 2), rel=1e-12)
 
 
 def test_policy_loss_is_normalised_and_its_normaliser_has_no_gradient(script):
-    """With lambda = alpha / mean |Q|, minus lambda mean Q plus the mean squared error."""
+    """With lambda = alpha / mean |Q|, minus lambda mean Q minus the mean log-likelihood."""
     rng = np.random.default_rng(3)
-    q, action, data = rng.normal(size=8) * 50, rng.uniform(-1, 1, (8, 2)), rng.uniform(-1, 1, (8, 2))
-    q_tensor, action_tensor = (torch.from_numpy(x).requires_grad_(True) for x in (q, action))
-    loss = script.policy_loss(q_tensor, action_tensor, torch.from_numpy(data), 2.5)
+    q, log_prob = rng.normal(size=8) * 50, rng.normal(size=8)
+    q_tensor, log_prob_tensor = (torch.from_numpy(x).requires_grad_(True) for x in (q, log_prob))
+    loss = script.policy_loss(q_tensor, log_prob_tensor, 2.5)
     weight = 2.5 / np.abs(q).mean()
-    assert loss.item() == pytest.approx(-weight * q.mean() + ((action - data) ** 2).mean(), rel=1e-12)
+    assert loss.item() == pytest.approx(-weight * q.mean() - log_prob.mean(), rel=1e-12)
     loss.backward()
     np.testing.assert_allclose(q_tensor.grad, np.full(8, -weight / 8), rtol=1e-12)
-    np.testing.assert_allclose(action_tensor.grad, 2 * (action - data) / 16, rtol=1e-12)
-    scaled = script.policy_loss(1000 * q_tensor, action_tensor, torch.from_numpy(data), 2.5)
+    np.testing.assert_allclose(log_prob_tensor.grad, np.full(8, -1 / 8), rtol=1e-12)
+    scaled = script.policy_loss(1000 * q_tensor, log_prob_tensor, 2.5)
     assert scaled.item() == pytest.approx(loss.item(), rel=1e-12)
 
 
@@ -235,21 +235,19 @@ class SeesActions(torch.nn.Module):
 def test_target_noise_is_drawn_for_each_number_and_clipped(script):
     networks, generator = make_networks(script), torch.Generator().manual_seed(0)
     actor, networks.target_critic = networks.target_actor, SeesActions()
+    actor.net[-1].weight.zero_()
+    actor.net[-1].bias.copy_(torch.tensor([0.1] * ACTIONS + [-2.0] * ACTIONS))
     observation, zeros = torch.zeros(5000, DIM), torch.zeros(5000)
     normal = torch.randn(5000, ACTIONS, generator=generator)
     batch = script.Batch(observation + 9, torch.zeros(5000, ACTIONS), observation, zeros, normal, [None] * 3)
-    target_action = lambda **flags: script.next_q(batch, networks, None, script.Args(**flags)).T  # noqa: E731
     mode = actor.mode(observation[:1])
-    noise = target_action() - mode
+    noise = script.next_q(batch, networks, None).T - mode
     assert len(noise.unique(dim=0)) > 4900 and (noise[:, 0] - noise[:, 1]).abs().mean() > 0.1
     assert noise.std().item() == pytest.approx(0.2, rel=0.03) and noise.abs().max() <= 0.5 + 1e-6
     torch.testing.assert_close(noise, (0.2 * normal).clamp(-0.5, 0.5))
-    clipped = target_action(policy_noise=0.2, noise_clip=0.1) - mode
-    assert clipped.abs().max() <= 0.1 + 1e-6 and ((clipped.abs() - 0.1).abs() < 1e-6).float().mean() > 0.5
-    wild = target_action(policy_noise=5.0, noise_clip=9.0)
-    assert wild.max() == 1 and wild.min() == -1
-    still = target_action(policy_noise=0.0)
-    assert torch.equal(still, mode.expand(5000, -1))
+    actor.net[-1].bias[:ACTIONS] = 2.0
+    action = script.next_q(batch, networks, None)
+    assert action.max() == 1 and action.min() > 0.4
 
 
 def expected_gradients(script, batch, examples, networks, args, pad):
@@ -265,19 +263,23 @@ def expected_gradients(script, batch, examples, networks, args, pad):
     loss = reward_loss(script, logits_examples, logits)
     if script is purl:  # its floor is not reached
         assert (F.softplus(logits).mean() - 0.2 * F.softplus(logits_examples).mean()).item() > 0.05
-    noise = (0.2 * batch.noise).clamp(-0.5, 0.5)
     target_actor, target_critic = networks.target_actor, networks.target_critic
-    next_action = torch.tanh(target_actor.net(seen_by(target_actor, batch.next_observation, next_shift)))
-    next_action = (next_action + noise).clamp(-1, 1)
+    mean, std = target_actor.net(seen_by(target_actor, batch.next_observation, next_shift)).chunk(2, -1)
+    next_action = torch.tanh(mean)
+    for _ in range(20):
+        next_action = torch.tanh(mean + 2 * (F.softplus(std) + 0.1) ** 2 * next_action)
+    next_action = (next_action + (0.2 * batch.noise).clamp(-0.5, 0.5)).clamp(-1, 1)
     next_q = target_critic(seen_by(target_critic, batch.next_observation, next_shift), next_action)
     next_q = torch.where(batch.terminal == 1, 0.0, 0.9 * torch.minimum(next_q[0], next_q[1]))
     target = (torch.sigmoid(logits) + next_q).detach()
     features = seen_by(critic, batch.observation, shift)
     q = critic(features, batch.action)
     q_loss = F.mse_loss(q[0], target) + F.mse_loss(q[1], target)
-    action = torch.tanh(actor.net(seen_by(actor, batch.observation, shift)))
-    q_policy = critic(features.detach(), action)[0]
-    policy_loss = -1.7 * q_policy.mean() / q_policy.abs().mean().detach() + F.mse_loss(action, batch.action)
+    mean, std = actor.net(seen_by(actor, batch.observation, shift)).chunk(2, -1)
+    std = F.softplus(std) + 0.1
+    q_policy = critic(features.detach(), torch.tanh(mean + std * batch.noise))[0]
+    log_prob = actor.log_prob(mean, std, batch.action)
+    policy_loss = -1.7 * q_policy.mean() / q_policy.abs().mean().detach() - log_prob.mean()
     losses = (reward, loss), (critic, q_loss), (actor, policy_loss)
     return [
         pair
@@ -358,8 +360,7 @@ def test_metrics_against_an_independent_computation(script, shape, random_shift)
     randomise(networks)
     scatter_targets(networks)
     batch, examples = make_batch(script, shape, random_shift=random_shift)
-    args = script.Args(discount=0.9, policy_noise=0.3, noise_clip=0.4, **extra_flags(script))
-    metrics = script.measure(batch, examples, networks, args)
+    metrics = script.measure(batch, examples, {}, networks, script.Args(discount=0.9, **extra_flags(script)))
     encode = lambda network, x: network.encoder(x).detach()  # noqa: E731
     sigma = {name: torch.sigmoid(networks.reward(x)) for name, x in (("e", examples), ("d", batch.next_observation))}
     q = networks.critic(encode(networks.critic, batch.observation), batch.action).detach()
@@ -371,7 +372,7 @@ def test_metrics_against_an_independent_computation(script, shape, random_shift)
         loss = -0.2 * torch.log(sigma["e"]).mean() + negative
     expected = {"reward_loss": loss, "reward_examples": sigma["e"].mean(), "reward_data": sigma["d"].mean()}
     expected["q_data"] = torch.minimum(*q).mean()
-    noise = (0.3 * batch.noise).clamp(-0.4, 0.4)
+    noise = (0.2 * batch.noise).clamp(-0.5, 0.5)
     next_action = (networks.target_actor.mode(batch.next_observation) + noise).clamp(-1, 1)
     next_q = torch.minimum(*networks.target_critic(encode(networks.target_critic, batch.next_observation), next_action))
     target = sigma["d"] + 0.9 * torch.where(batch.terminal == 1, 0, next_q)
@@ -380,7 +381,8 @@ def test_metrics_against_an_independent_computation(script, shape, random_shift)
     q_policy = networks.critic(encode(networks.critic, batch.observation), action)
     assert not torch.equal(q[0] < q[1], torch.ones(SIZE, dtype=bool)) and (q[0] < q[1]).any()
     expected["q_policy"] = torch.minimum(*q_policy).mean()
-    expected["bc_error"] = ((action - batch.action) ** 2).mean()
+    mean, std = (x.detach().double().numpy() for x in networks.actor.distribution(batch.observation))
+    expected["bc_loss"] = -log_density(batch.action.double().numpy(), mean, std).mean()
     expected = {name: value.item() for name, value in expected.items()}
     assert metrics == pytest.approx(expected, rel=1e-4) and all(type(x) is float for x in metrics.values())
 
@@ -390,18 +392,16 @@ def test_metrics_of_labelled_states_are_those_of_their_own_label(script, shape):
     networks, (batch, examples) = make_networks(script, shape), make_batch(script, shape)
     randomise(networks)
     scatter_targets(networks)
-    states = {"success": examples, "failure": batch.observation, "start": batch.next_observation}
-    labelled = script.measure_labelled(states, networks)
-    expected = {
-        f"reward_{label}": torch.sigmoid(networks.reward(states[label])).mean().item()
-        for label in ("success", "failure")
-    }
-    start = batch.next_observation
-    features = networks.critic.encoder(start)
-    expected["q_start"] = torch.minimum(*networks.critic(features, networks.actor.mode(start))).mean().item()
-    assert labelled == pytest.approx(expected, rel=1e-4) and all(type(x) is float for x in labelled.values())
-    without = script.measure_labelled({**states, "success": examples[:0]}, networks)
-    assert set(without) == {"reward_failure", "q_start"}  # no such state, no such metric
+    states = {"success": examples[:5], "failure": batch.observation[:6], "start": batch.next_observation[:7]}
+    args = script.Args(**extra_flags(script))
+    without, metrics = (script.measure(batch, examples, x, networks, args) for x in ({}, states))
+    expected = dict(without)
+    for label, x in states.items():
+        expected[f"reward_{label}"] = torch.sigmoid(networks.reward(x)).mean().item()
+        q = networks.critic(networks.critic.encoder(x), networks.actor.mode(x))
+        expected[f"q_{label}"] = torch.minimum(*q).mean().item()
+    assert len(expected) == len(without) + 6 and len(set(expected.values())) == len(expected)
+    assert metrics == pytest.approx(expected, rel=1e-4) and all(type(x) is float for x in metrics.values())
 
 
 def test_learned_reward_is_success_on_states_it_has_not_seen(script, reach_dataset, tmp_path):
@@ -454,9 +454,12 @@ def test_td3_finds_the_exact_q_function_of_a_small_mdp(learn_policy, end):
 
     networks = make_networks(oril, (num_states,), torch.from_numpy(bounds), hidden_dim=64, seed=3)
     networks.reward = FixedReward(rewards)
+    with torch.no_grad():
+        networks.actor.net[0].weight.mul_(5)  # a policy that differs from state to state
+    networks.target_actor.load_state_dict(networks.actor.state_dict())
     learned = [*networks.critic.parameters(), *(networks.actor.parameters() if learn_policy else ())]
     optimizer, gradient_steps = torch.optim.Adam(learned, 2e-3), 3000 if end is None else 1500
-    args = oril.Args(discount=discount, alpha=50.0, policy_noise=0.0, tau=0.05)
+    args = oril.Args(discount=discount, alpha=500.0, tau=0.05)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, gradient_steps)
     examples = torch.from_numpy(one_hot[:1])
     for step in range(gradient_steps):
@@ -466,7 +469,9 @@ def test_td3_finds_the_exact_q_function_of_a_small_mdp(learn_policy, end):
     right, left = np.roll(np.eye(num_states), 1, axis=1), np.roll(np.eye(num_states), -1, axis=1)
     follows = np.arange(num_states) != (-1 if end is None else end)  # whether anything follows a state
     with torch.no_grad():
-        policy = networks.actor.mode(torch.from_numpy(one_hot)).double().numpy()
+        noise = torch.special.ndtri((torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000)
+        actions = networks.actor.mode(torch.from_numpy(one_hot)) + (0.2 * noise).clamp(-0.5, 0.5)
+        policy = actions.clamp(-1, 1).mean(1, keepdim=True).numpy()  # all that counts is the mean action
     mix = lambda a: (1 + a) / 2 * right + (1 - a) / 2 * left  # noqa: E731
     if learn_policy:
         value = np.zeros(num_states)
