@@ -179,7 +179,7 @@ def classifier_loss(examples: Tensor, data: Tensor) -> Tensor:
 def policy_value(phi: Tensor, psi: Tensor, log_ratio: Tensor, batch_size: int, objective: str) -> Tensor:
     """Value [B] of phi [2, B, repr_dim] by psi [2, N, repr_dim] of the examples; `weighted`: critic_loss's states."""
     f = phi @ psi.mT  # [2, B, N]; log_ratio [N] is log p*(s) / p(s) of the states
-    if objective == "weighted":  # log of Eq. 7: E_p*[e^f] = E_p[p*/p e^f] / E_p[e^f], since E_p[e^f] is 1 by Eq. 6
+    if objective == "weighted":  # log of Eq. 4: the mean of Eq. 3's reward, p*/p, over the future, which e^f weighs
         return ((f + log_ratio.clamp(max=np.log(10))).logsumexp(-1) - f.logsumexp(-1)).amin(0)
     f = f.amin(0) + np.log(batch_size - 1)  # the smaller twin, which critic_loss's B makes the f of Eq. 6
     value = f.mean(-1) if objective == "f" else f.logsumexp(-1) - np.log(f.shape[-1])
@@ -250,11 +250,11 @@ def sample(data: Data, args: Args, step: int, use: str = "batches") -> Batch:
 
 
 def fit_log_ratio(encoder: Encoder, data: Data, examples: Tensor, args: Args, generator: Generator) -> np.ndarray:
-    """Learn log p*(s) / p(s) from the success examples and the critic's negatives; return it for every state."""
+    """Learn log p*(s) / p(s), Eq. 3's reward, from examples and states of the data; return it for every state."""
     classifier = nn.Sequential(encoder, mlp([encoder.dim, 64, 64, 1], generator), nn.Flatten(0)).to(data.device)
     optimizer, scale = Adam(classifier.parameters(), 1e-3), args.classifier_noise * encoder.observation_std
     for step in tqdm(range(1_000), "p*/p", leave=False, mininterval=1):
-        states = examples, sample(data, args, step).future  # noise, or the examples are learned by heart
+        states = examples, sample(data, args, step).observation  # noise, or the examples are learned by heart
         noised = [x + scale * torch.randn(x.shape, generator=generator).to(data.device) for x in states]
         optimizer.zero_grad()
         classifier_loss(*map(classifier, noised)).backward()

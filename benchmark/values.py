@@ -73,7 +73,7 @@ def measure(args: laeo.Args, dataset: common.Dataset, data: laeo.Data, examples,
             if not len(chosen):
                 continue
             observation = data.observations[torch.from_numpy(heldout.row[chosen])]
-            features, action = critic.encoder(observation), torch.tanh(actor.distribution(observation)[0])
+            features, action = critic.encoder(observation), actor.mode(observation)
             random = torch.from_numpy(rng.uniform(-1, 1, (30, *action.shape)).astype(np.float32))
             phi = critic.phi(features, action)
             values = [

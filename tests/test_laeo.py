@@ -209,6 +209,16 @@ def test_noise_is_a_bandwidth_for_few_examples():
     assert 2 * sizes[0] < sizes[1] and 1.5 * sizes[1] < sizes[2]
 
 
+def test_log_ratio_is_to_the_datas_states_and_not_to_futures():
+    """State t of an episode is t / 10. Examples as often from every t have the ratio 1, futures are mostly late."""
+    states = np.stack([np.tile(np.arange(51) / 10, (200, 1)), np.zeros((200, 51))], -1).astype(np.float32)
+    data = make_data(laeo, traceable_dataset([50] * 200)._replace(observations=states), range(200))
+    futures = laeo.sample(data, laeo.Args(batch_size=10_000), 0).future
+    assert (futures[:, 0] > 2.5).float().mean() > 0.7
+    found = fit_log_ratio(data, torch.from_numpy(states[0, :50]), classifier_noise=0.1)
+    assert np.abs(found.reshape(200, 51)[0, 2:48]).max() < 0.25
+
+
 @pytest.mark.parametrize("objective", ["f", "exp_f"])
 def test_exact_expectation_is_the_average_of_many_single_draws(objective):
     """The released code draws one success example per state: in expectation that is the same, and noisier."""
