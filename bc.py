@@ -116,9 +116,9 @@ class Actor(nn.Module):
     def mode(self, observation: Tensor, shift: Tensor | None = None) -> Tensor:
         """Return the actions [B, A], in [-1, 1], of largest density, for observations [B, ...]."""
         mean, std = self.distribution(observation, shift)
-        action = torch.tanh(mean)  # the median, whose magnitude is smaller
+        action, slope = torch.tanh(mean), 2 * std**2  # it begins at the median, whose magnitude is smaller
         for _ in range(20):  # the density is largest where its derivative is 0: atanh(a) = mean + 2 std^2 a
-            action = torch.tanh(mean + 2 * std**2 * action)
+            action = torch.tanh(mean + slope * action)
         return action
 
     def forward(self, observation: Tensor) -> Tensor:
