@@ -5,7 +5,6 @@ optimum e^f is the discounted occupancy of g after (s, a), relative to how commo
 is the Q-function of the policy that made the data, up to a factor. The policy maximises it, close to the data.
 Equation numbers in this file are those of Hatch et al. 2023, "Contrastive Example-Based Control" (L4DC).
 
-    python laeo.py --env-id FetchReach --gradient-steps 3000
     python laeo.py --env-id FetchPush --num-success 10
 
 Differences from the paper and from the released code (docs/laeo.md has the reasons):
@@ -58,7 +57,7 @@ class Args:
     hidden_dim: Count = 256  # width of the two hidden layers in every network
     repr_dim: Count = 64  # length of the representations phi and psi
     policy_objective: Literal["auto", "weighted", "f", "exp_f", "log_exp_f"] = "auto"  # weighted; for images log_exp_f
-    classifier_noise: Annotated[float, 0, 1e6] = 0.1  # on standardised states, when p*/p is learned: a bandwidth
+    classifier_noise: Annotated[float | None, 0, 1e6] = None  # on states, as p*/p is learned; if not given it is chosen
     bc_coef: Annotated[float | None, 0, 1] = None  # lambda, the weight of cloning; if not given 0.4, for images 0.5
     channels: Count = 16  # for images: of the first convolution; the second and the third have twice as many
     random_shift: Annotated[int, 0, 32] = 0  # for images: move those of a batch by up to so many pixels (augmentation)
@@ -252,14 +251,18 @@ def sample(data: Data, args: Args, step: int, use: str = "batches") -> Batch:
 def fit_log_ratio(encoder: Encoder, data: Data, examples: Tensor, args: Args, generator: Generator) -> np.ndarray:
     """Learn log p*(s) / p(s), Eq. 3's reward, from examples and states of the data; return it for every state."""
     classifier = nn.Sequential(encoder, mlp([encoder.dim, 64, 64, 1], generator), nn.Flatten(0)).to(data.device)
-    optimizer, scale = Adam(classifier.parameters(), 1e-3), args.classifier_noise * encoder.observation_std
-    for step in tqdm(range(1_000), "p*/p", leave=False, mininterval=1):
-        states = examples, sample(data, args, step).observation  # noise, or the examples are learned by heart
-        noised = [x + scale * torch.randn(x.shape, generator=generator).to(data.device) for x in states]
-        optimizer.zero_grad()
-        classifier_loss(*map(classifier, noised)).backward()
-        optimizer.step()
-    return torch.cat([classifier(x.to(data.device)).detach().cpu() for x in data.observations.split(1024)]).numpy()
+    optimizer, std = Adam(classifier.parameters(), 1e-3), encoder.observation_std
+    for noise in (0.1, 0.2, 0.4, 0.8, 1.6) if args.classifier_noise is None else (args.classifier_noise,):
+        for step in tqdm(range(1_000), f"p*/p, noise {noise:g}", mininterval=1):
+            states = examples, sample(data, args, step).observation
+            noised = [x + noise * std * torch.randn(x.shape, generator=generator).to(data.device) for x in states]
+            optimizer.zero_grad()
+            classifier_loss(*map(classifier, noised)).backward()
+            optimizer.step()
+        log_ratio = torch.cat([classifier(x.to(data.device)).detach().cpu() for x in data.observations.split(1024)])
+        if log_ratio.clamp(max=np.log(10)).exp().mean() > 0.1:  # 1 for p*/p, near 0 if examples are learned by heart
+            break
+    return log_ratio.numpy()
 
 
 def update(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, optimizer: Adam, args: Args) -> None:
@@ -371,10 +374,9 @@ def train(args: Args) -> dict[str, Any]:
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")  # high: TF32, as convolutions
     args.dataset = common.find_dataset(args.env_id, args.quality, args.dataset)
     dataset, data, mean, std, examples = load_data(args, device)
-    if args.bc_coef is None:
-        args.bc_coef = 0.5 if mean.ndim == 3 else 0.4
-    if args.policy_objective == "auto":
-        args.policy_objective = "log_exp_f" if mean.ndim == 3 else "weighted"
+    bc_coef, objective = (0.5, "log_exp_f") if mean.ndim == 3 else (0.4, "weighted")
+    args.bc_coef = bc_coef if args.bc_coef is None else args.bc_coef
+    args.policy_objective = objective if args.policy_objective == "auto" else args.policy_objective
 
     generator = Generator().manual_seed(int(common.seed_sequence(args.seed, "weights").generate_state(1)[0]))
     bounds, encoders = torch.from_numpy(dataset.action_bounds), [Encoder(mean, std, args, generator) for _ in "acr"]

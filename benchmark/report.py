@@ -309,6 +309,22 @@ def threads_table() -> str:
     return table(caption, columns, rows)
 
 
+def ratio_table() -> str:
+    """Return what benchmark/ratio.py measured: means over seeds, with the smallest and the largest seed."""
+    path = RESULTS / "ratio.json"
+    result, rows = json.loads(path.read_text()) if path.exists() else {"noise": [], "rows": []}, []
+    for n in dict.fromkeys(row["num_success"] for row in result["rows"]):
+        mine = [row for row in result["rows"] if row["num_success"] == n]
+        mean, inside = (np.array([row[name] for row in mine]) for name in ("mean", "in_solved"))  # [seeds, noises]
+        cells = [f"{x.mean():.2f} ({x.min():.2f} to {x.max():.2f}) / {y.mean():.2f}" for x, y in zip(mean.T, inside.T)]
+        rows.append([str(n), *cells])
+    caption = (
+        "Mean of p*/p over the states of the dataset, of ratios above 10 as 10 (in brackets the smallest and the "
+        "largest of three seeds) / share of it that is in solved states."
+    )
+    return table(caption, " | ".join(["success examples", *(f"noise {noise:g}" for noise in result["noise"])]), rows)
+
+
 def camera_table() -> str:
     """Return what each measure of the camera is worth, by results/camera.json: ratios of steps / of pictures."""
     path, rows = RESULTS / "camera.json", []
@@ -331,7 +347,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "examples": lambda: methods_table("examples", "success examples"),
     "sizes": lambda: methods_table("sizes", "episodes"), "settings": settings_table, "search": search_table,
     "differences": differences_table, "tasks": tasks_table, "data": data_table,
-    "behavior": behavior_table, "threads": threads_table, "camera": camera_table,
+    "behavior": behavior_table, "threads": threads_table, "ratio": ratio_table, "camera": camera_table,
 }  # fmt: skip
 
 

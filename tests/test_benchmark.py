@@ -1,5 +1,6 @@
 """The benchmark: runs beside each other, no failure swallowed; intervals of known cases; tables; what it measures."""
 
+import functools
 import json
 import os
 import re
@@ -372,9 +373,9 @@ def test_rows_without_results_are_left_out(monkeypatch, tmp_path):
 def test_every_table_says_how_its_intervals_are_made_and_has_both_measures():
     for name, table in report.TABLES.items():
         caption, heading = table().split("\n\n|")[0], next(x for x in table().splitlines() if x.startswith("|"))
-        if name not in ("behavior", "threads", "camera"):
+        if name not in ("behavior", "threads", "ratio", "camera"):
             assert "bootstrap" in caption or "Wilson" in caption, name
-        if name not in ("threads", "camera"):
+        if name not in ("threads", "ratio", "camera"):
             assert re.search("any step.*last step|any / last", heading), name
         assert all(row.count("|") == heading.count("|") for row in rows(table())), name
 
@@ -420,6 +421,28 @@ def test_camera_table_is_made_from_its_file(monkeypatch, tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------------- measurements
+
+
+def test_ratio_is_measured_on_the_states_of_the_data(monkeypatch, tmp_path):
+    """Where examples are many and like the solved states, the mean is near 1 and nearly all of it in solved states."""
+    import ratio
+
+    observations = np.random.default_rng(0).uniform(-1, 1, (100, 21, 2)).astype(np.float32)
+    successes, data = observations[..., 0] > 0.5, tmp_path / "data"
+    arguments = list(observations), list(np.zeros((100, 20, 1))), observations[successes][:450]
+    common.save_dataset(data, *arguments)
+    np.save(data / "successes.npy", successes)
+    monkeypatch.setattr(ratio, "NUM_SUCCESS", (400,))
+    monkeypatch.setattr(ratio, "SEEDS", (3,))
+    monkeypatch.setattr(ratio, "NOISES", (0.1, 0.8))
+    monkeypatch.setattr(ratio.laeo, "Args", functools.partial(ratio.laeo.Args, eval_episodes=0))
+    ratio.main(data, tmp_path / "ratio.json")
+    (row,) = json.loads((tmp_path / "ratio.json").read_text())["rows"]
+    assert row["num_success"] == 400 and row["seed"] == 3
+    assert 0.7 < row["mean"][0] < 1.3 and row["in_solved"][0] > 0.9 and 0.25 < row["in_solved"][1] < 0.8
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    (line,) = rows(report.ratio_table())
+    assert line.startswith(f"| 400 | {row['mean'][0]:.2f} (") and line.count(" / ") == 2
 
 
 def test_threads_are_measured_on_data_or_else_on_random_numbers(monkeypatch, tmp_path, capsys):

@@ -209,6 +209,28 @@ def test_noise_is_a_bandwidth_for_few_examples():
     assert 2 * sizes[0] < sizes[1] and 1.5 * sizes[1] < sizes[2]
 
 
+def test_noise_is_doubled_until_the_ratio_has_a_mean_of_a_tenth():
+    """The true ratio has the mean 1 over the data. With 2,000 examples 0.1 is enough; one far out needs more."""
+    data, examples = gaussian_data(2000)
+    found = fit_log_ratio(data, examples)
+    assert np.array_equal(found, fit_log_ratio(data, examples, classifier_noise=0.1))
+    assert 0.9 < np.minimum(np.exp(found), 10).mean() < 1.1
+    tried = []
+    for noise in (0.1, None):
+        ratio = np.exp(fit_log_ratio(data, torch.tensor([[3.0, 0.0]]), classifier_noise=noise).astype(float))
+        tried.append((np.minimum(ratio, 10).mean(), ratio.sum() ** 2 / (ratio**2).sum()))
+    assert tried[0][0] < 0.1 < tried[1][0] and 5 * tried[0][1] < tried[1][1]  # mean, and effective number of states
+
+
+def test_noise_ends_at_eight_fifths(monkeypatch):
+    """Examples far from all data, of which no noise explains the data, do not keep it going."""
+    data, _ = gaussian_data(1)
+    tried = []
+    monkeypatch.setattr(laeo, "tqdm", lambda steps, text, **flags: tried.append(text) or range(200))
+    found = fit_log_ratio(data, torch.full((1, 2), 100.0))
+    assert tried == [f"p*/p, noise {noise}" for noise in (0.1, 0.2, 0.4, 0.8, 1.6)] and np.isfinite(found).all()
+
+
 def test_log_ratio_is_to_the_datas_states_and_not_to_futures():
     """State t of an episode is t / 10. Examples as often from every t have the ratio 1, futures are mostly late."""
     states = np.stack([np.tile(np.arange(51) / 10, (200, 1)), np.zeros((200, 51))], -1).astype(np.float32)
