@@ -53,6 +53,7 @@ DATA = {  # beside each task's standard dataset; 31,271 episodes are the paper's
 SETTINGS = {  # LAEO on FetchPush, 200 examples: what the defaults, state/laeo-FetchPush-SEED, are compared with
     "objective-f": "--policy-objective f",
     "objective-exp-f": "--policy-objective exp_f",
+    "objective-log-exp-f": "--policy-objective log_exp_f",
     "paper": "--policy-objective exp_f --bc-coef 0.05",
     "released-code": "--policy-objective f --bc-coef 0.5",
     "bc-coef-0.1": "--bc-coef 0.1",

@@ -10,6 +10,14 @@ Each row has
 - effective: the median effective sample size, (sum w)^2 / sum w^2, of the weights w = e^f that the states which the
   value is an expectation over have: the success examples, or for the objective `weighted` 2,048 states of the data.
 
+Then 300 episodes are played, with the run's evaluation starts and those that follow. Of the states in which the task is
+solved, one row has those of episodes that end solved, the other the last five before the task is no longer solved, of
+episodes that do not:
+
+- policy, best random: as above;
+- no action: by how much doing nothing has a larger log value than the policy's action;
+- std: the mean standard deviation of the policy's normal distribution.
+
 Success rates do not show these. A policy leaves the goal where the value inside is no larger than just outside; random
 actions beat the policy's where the critic is wrong; an effective sample size of 3 makes the mean of 200 a mean of 3.
 """
@@ -51,6 +59,23 @@ def load(run_dir: Path) -> tuple:
 
 
 @torch.no_grad()
+def states_of_value(args: laeo.Args, data: laeo.Data, examples: torch.Tensor, critic: laeo.Critic) -> tuple:
+    """Return what laeo.policy_value wants beside phi: psi of the states that the value averages over, and settings."""
+    batch = laeo.sample(data, replace(args, batch_size=2048), 0)
+    states = batch.future if args.policy_objective == "weighted" else examples
+    objective = args.policy_objective if args.policy_objective == "weighted" else "log_exp_f"
+    return critic.psi(critic.encoder(states)), batch.log_ratio, args.batch_size, objective
+
+
+@torch.no_grad()
+def best_of_random(observation: torch.Tensor, critic: laeo.Critic, settings: tuple, rng: np.random.Generator):
+    """Return the largest value [B] of 30 uniformly random actions for observations [B, D]."""
+    random = rng.uniform(-1, 1, (30, len(observation), critic.phi_nets[0][0].in_features - critic.encoder.dim))
+    features, random = critic.encoder(observation), torch.from_numpy(random.astype(np.float32))
+    return torch.stack([laeo.policy_value(critic.phi(features, a), *settings) for a in random]).amax(0)
+
+
+@torch.no_grad()
 def measure(args: laeo.Args, dataset: common.Dataset, data: laeo.Data, examples, actor, critic) -> list[dict]:
     """Return one row for each range of distances, at rest and moving, that has held-out states."""
     where = common.TASKS[args.env_id].achieved_goal
@@ -60,11 +85,7 @@ def measure(args: laeo.Args, dataset: common.Dataset, data: laeo.Data, examples,
     distance = np.linalg.norm(position[heldout.row] - goal, axis=-1)
     moving = np.linalg.norm(position[heldout.row + 1] - position[heldout.row], axis=-1) > 1e-3  # a millimetre in a step
 
-    batch = laeo.sample(data, replace(args, batch_size=2048), 0)
-    states = batch.future if args.policy_objective == "weighted" else examples
-    psi = critic.psi(critic.encoder(states))
-    objective = args.policy_objective if args.policy_objective == "weighted" else "log_exp_f"
-    settings = psi, batch.log_ratio, args.batch_size, objective
+    settings = states_of_value(args, data, examples, critic)
     rng, rows, edges = np.random.default_rng(0), [], EDGES[args.env_id]
     for rest in (True, False):
         for low, high in zip(edges[:-1], edges[1:]):
@@ -74,14 +95,13 @@ def measure(args: laeo.Args, dataset: common.Dataset, data: laeo.Data, examples,
                 continue
             observation = data.observations[torch.from_numpy(heldout.row[chosen])]
             features, action = critic.encoder(observation), actor.mode(observation)
-            random = torch.from_numpy(rng.uniform(-1, 1, (30, *action.shape)).astype(np.float32))
             phi = critic.phi(features, action)
             values = [
                 laeo.policy_value(x, *settings)
                 for x in (phi, critic.phi(features, torch.from_numpy(heldout.action[chosen])))
             ]
-            best = torch.stack([laeo.policy_value(critic.phi(features, a), *settings) for a in random]).amax(0)
-            weights = (phi @ psi.mT).amin(0).softmax(-1)
+            best = best_of_random(observation, critic, settings, rng)
+            weights = (phi @ settings[0].mT).amin(0).softmax(-1)
             rows.append({
                 "low": low, "high": high, "rest": rest, "states": len(found),
                 "policy": values[0].mean().item(), "data": values[1].mean().item(),
@@ -91,14 +111,55 @@ def measure(args: laeo.Args, dataset: common.Dataset, data: laeo.Data, examples,
     return rows
 
 
+@torch.no_grad()
+def measure_solved(args: laeo.Args, dataset, data: laeo.Data, examples, actor, critic, episodes: int = 300) -> list:
+    """Return the row of solved states of episodes that end solved, and of those that do not, of which there are any."""
+    settings, rng, rows = states_of_value(args, data, examples, critic), np.random.default_rng(0), []
+    env, states = common.make_env(args.env_id), {True: [], False: []}
+    for i in range(episodes):
+        observation, info = env.reset(seed=common.episode_seed(args.seed, "evaluation", i))
+        played, solved, done = [], [], False
+        while not done:
+            played.append(np.asarray(observation, np.float32))
+            solved.append(bool(info.get("success", info.get("is_success"))))
+            action = actor(torch.from_numpy(played[-1][None]))[0].numpy()
+            observation, _, terminated, truncated, info = env.step(action)
+            done = terminated or truncated
+        end = bool(info.get("success", info.get("is_success")))
+        after = [*solved[1:], end]
+        lost = [t for t in range(len(solved)) if solved[t] and not after[t]]
+        states[end] += [x for t, x in enumerate(played) if solved[t] and (end or any(0 <= u - t < 5 for u in lost))]
+    env.close()
+    for end, found in states.items():
+        if found:
+            observation = torch.from_numpy(np.array(found))
+            features, action = critic.encoder(observation), actor.mode(observation)
+            value, nothing = (laeo.policy_value(critic.phi(features, a), *settings) for a in (action, 0 * action))
+            best = best_of_random(observation, critic, settings, rng)
+            rows.append({
+                "end": end, "states": len(found), "policy": value.mean().item(),
+                "nothing": (nothing - value).mean().item(), "best_random": (best - value).mean().item(),
+                "std": actor.distribution(observation)[1].mean().item(),
+            })  # fmt: skip
+    return rows
+
+
 def main(run_dir: Path) -> None:
-    """Print the rows as a table."""
+    """Print the rows as two tables."""
     print(f"{'distance, cm':>12} {'':>6} {'states':>7} {'policy':>7} {'data':>7} {'best random':>12} {'effective':>10}")
-    for row in measure(*load(run_dir)):
+    loaded = load(run_dir)
+    for row in measure(*loaded):
         name = f"{100 * row['low']:.0f} to {100 * row['high']:.0f}"
         print(
             f"{name:>12} {'rest' if row['rest'] else 'moving':>6} {row['states']:7,} {row['policy']:7.2f} "
             f"{row['data']:7.2f} {row['best_random']:+12.2f} {row['effective']:10.1f}"
+        )
+    print(f"\n{'in the goal':>26} {'states':>7} {'policy':>7} {'no action':>10} {'best random':>12} {'std':>6}")
+    for row in measure_solved(*loaded):
+        name = "to the end" if row["end"] else "last 5 before leaving it"
+        print(
+            f"{name:>26} {row['states']:7,} {row['policy']:7.2f} {row['nothing']:+10.2f} {row['best_random']:+12.2f} "
+            f"{row['std']:6.2f}"
         )
 
 

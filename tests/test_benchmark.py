@@ -508,8 +508,26 @@ def test_plots_are_drawn_of_what_there_is(monkeypatch, tmp_path, capsys):
     plots.plt.close(figure)
 
 
+class ScriptedEnv:
+    """Episodes in which the task is solved as written, before the first action and after each."""
+
+    def __init__(self, episodes):
+        self.episodes = [iter(episode) for episode in episodes]
+
+    def reset(self, seed):
+        self.script = list(self.episodes.pop(0))
+        return np.full(10, 0.1), {"success": bool(self.script.pop(0))}
+
+    def step(self, action):
+        info = {"success": bool(self.script.pop(0))}
+        return np.full(10, 0.1 + len(self.script)), 0.0, False, not self.script, info
+
+    def close(self):
+        pass
+
+
 @pytest.mark.parametrize("objective", ["weighted", "log_exp_f"])
-def test_values_are_those_of_the_critic(objective, reach_dataset, tmp_path, capsys):
+def test_values_are_those_of_the_critic(objective, reach_dataset, tmp_path, monkeypatch, capsys):
     """Of a run on FetchReach; the value of the data's actions again, at one state, from the saved networks."""
     import values
 
@@ -545,8 +563,16 @@ def test_values_are_those_of_the_critic(objective, reach_dataset, tmp_path, caps
             inside = (case["low"] <= distance[row]) & (distance[row] < case["high"]) & (moving[row] != case["rest"])
             assert case["data"] == pytest.approx(value[inside].mean(), abs=1e-3)
         assert few
+    monkeypatch.setattr(common, "make_env", lambda env_id: ScriptedEnv([[0, 1, 1, 1], [1] * 7 + [0, 1, 0, 0]]))
+    monkeypatch.setattr(actor, "mode", lambda observation: torch.zeros(len(observation), 4))
+    for end, states in ((True, 2), (False, 5 + 1)):  # solved, before an action; the last five before a loss
+        (row,) = values.measure_solved(*loaded, episodes=1) if end else values.measure_solved(*loaded, episodes=2)[1:]
+        assert row["end"] == end and row["states"] == states and row["nothing"] == 0 and row["best_random"] > -1
+    assert values.measure_solved(*loaded, episodes=2)[0]["states"] == 2
+    monkeypatch.undo()
+    monkeypatch.setattr(values.measure_solved, "__defaults__", (2,))
     values.main(tmp_path / "run")
-    assert len(capsys.readouterr().out.splitlines()) >= 1 + len(found)
+    assert len(capsys.readouterr().out.splitlines()) >= 3 + len(found)
     with pytest.raises(common.UserError, match="is no run directory"):
         values.main(tmp_path)
 
