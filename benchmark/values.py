@@ -58,7 +58,6 @@ def load(run_dir: Path) -> tuple:
     return args, dataset, data, examples, actor, critic
 
 
-@torch.no_grad()
 def states_of_value(args: laeo.Args, data: laeo.Data, examples: torch.Tensor, critic: laeo.Critic) -> tuple:
     """Return what laeo.policy_value wants beside phi: psi of the states that the value averages over, and settings."""
     batch = laeo.sample(data, replace(args, batch_size=2048), 0)
@@ -67,11 +66,9 @@ def states_of_value(args: laeo.Args, data: laeo.Data, examples: torch.Tensor, cr
     return critic.psi(critic.encoder(states)), batch.log_ratio, args.batch_size, objective
 
 
-@torch.no_grad()
-def best_of_random(observation: torch.Tensor, critic: laeo.Critic, settings: tuple, rng: np.random.Generator):
-    """Return the largest value [B] of 30 uniformly random actions for observations [B, D]."""
-    random = rng.uniform(-1, 1, (30, len(observation), critic.phi_nets[0][0].in_features - critic.encoder.dim))
-    features, random = critic.encoder(observation), torch.from_numpy(random.astype(np.float32))
+def best_of_random(features: torch.Tensor, action_dim: int, critic: laeo.Critic, settings: tuple, rng) -> torch.Tensor:
+    """Return the largest value [B] of 30 uniformly random actions for the encoder's features [B, dim]."""
+    random = torch.from_numpy(rng.uniform(-1, 1, (30, len(features), action_dim)).astype(np.float32))
     return torch.stack([laeo.policy_value(critic.phi(features, a), *settings) for a in random]).amax(0)
 
 
@@ -100,7 +97,7 @@ def measure(args: laeo.Args, dataset: common.Dataset, data: laeo.Data, examples,
                 laeo.policy_value(x, *settings)
                 for x in (phi, critic.phi(features, torch.from_numpy(heldout.action[chosen])))
             ]
-            best = best_of_random(observation, critic, settings, rng)
+            best = best_of_random(features, action.shape[1], critic, settings, rng)
             weights = (phi @ settings[0].mT).amin(0).softmax(-1)
             rows.append({
                 "low": low, "high": high, "rest": rest, "states": len(found),
@@ -135,7 +132,7 @@ def measure_solved(args: laeo.Args, dataset, data: laeo.Data, examples, actor, c
             observation = torch.from_numpy(np.array(found))
             features, action = critic.encoder(observation), actor.mode(observation)
             value, nothing = (laeo.policy_value(critic.phi(features, a), *settings) for a in (action, 0 * action))
-            best = best_of_random(observation, critic, settings, rng)
+            best = best_of_random(features, action.shape[1], critic, settings, rng)
             rows.append({
                 "end": end, "states": len(found), "policy": value.mean().item(),
                 "nothing": (nothing - value).mean().item(), "best_random": (best - value).mean().item(),

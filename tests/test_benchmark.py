@@ -512,7 +512,7 @@ class ScriptedEnv:
     """Episodes in which the task is solved as written, before the first action and after each."""
 
     def __init__(self, episodes):
-        self.episodes = [iter(episode) for episode in episodes]
+        self.episodes = episodes
 
     def reset(self, seed):
         self.script = list(self.episodes.pop(0))
