@@ -205,16 +205,18 @@ def differences_table() -> str:
 
 
 def settings_table() -> str:
-    """Return the table of LAEO's own settings on FetchPush, with the default in the first row."""
-    cases, default = {}, of_task(load("state"), "laeo", "FetchPush")
+    """Return the table of LAEO's own settings on FetchPush, with the defaults in the first rows."""
+    default = of_task(load("state"), "laeo", "FetchPush"), of_task(load("sizes"), "laeo", "31271")
+    cases, rows = {"default": default[0], "default-31271": default[1]}, []
     for name, run in load("settings").items():
         cases.setdefault(name.rsplit("-", 1)[0], []).append(run)
-    rows = []
-    for name, mine in ([("default", default)] if default else []) + sorted(cases.items()):
-        args = mine[0]["args"]
-        rows.append([name, args["policy_objective"], f"{args['bc_coef']:g}", *(rate(mine, kind) for kind in KINDS)])
-        rows[-1].append(seeds(mine))
-    return table(INTERVALS, "setting | objective | bc_coef | any step | last step | each seed, any / last", rows)
+    for name, mine in cases.items():
+        if mine:
+            args = mine[0]["args"]
+            rows.append([name, args["dataset"], args["policy_objective"], f"{args['bc_coef']:g}"])
+            rows[-1] += [*(rate(mine, kind) for kind in KINDS), seeds(mine)]
+    columns = "setting | dataset | objective | bc_coef | any step | last step | each seed, any / last"
+    return table(INTERVALS, columns, rows)
 
 
 def search_table() -> str:

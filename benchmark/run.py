@@ -50,14 +50,15 @@ DATA = {  # beside each task's standard dataset; 31,271 episodes are the paper's
     "FetchPush-400": "--env-id FetchPush --num-episodes 400",
     "FetchPush-31271": "--env-id FetchPush --num-episodes 31271",
 }
-SETTINGS = {  # LAEO on FetchPush, 200 examples: what the defaults, state/laeo-FetchPush-SEED, are compared with
+LARGE = "--dataset datasets/FetchPush-31271-medium"
+SETTINGS = {  # LAEO on FetchPush, 200 examples; to be compared with state/laeo-FetchPush-SEED, sizes/laeo-31271-SEED
     "objective-f": "--policy-objective f",
     "objective-exp-f": "--policy-objective exp_f",
     "objective-log-exp-f": "--policy-objective log_exp_f",
-    "paper": "--policy-objective exp_f --bc-coef 0.05",
-    "released-code": "--policy-objective f --bc-coef 0.5",
     "bc-coef-0.1": "--bc-coef 0.1",
     "bc-coef-0.5": "--bc-coef 0.5",
+    "paper-31271": f"--policy-objective exp_f --bc-coef 0.05 {LARGE}",
+    "released-code-31271": f"--policy-objective f --bc-coef 0.5 {LARGE}",
 }
 SEARCH_COMMIT = "618187c"
 SEARCH_SEEDS = (100, 101, 102)  # in no table; the evaluation starts of a seed are the same for every setting
