@@ -178,7 +178,7 @@ def methods_table(experiment: str, first_column: str) -> str:
             row = [f"{int(case):,}" if case.isdigit() else case, METHODS[method], f"**{rate(mine, 'success')}**"]
             row += [rate(mine, "final_success"), seeds(mine), f"{mine[0]['args']['gradient_steps']:,}"]
             rows.append([*row, f"{minutes:.1f}"])
-    caption = f"{INTERVALS} Minutes: of training, the median over seeds."
+    caption = f"{INTERVALS} Minutes: of training, the median over seeds, with one thread and beside other work."
     columns = f"{first_column} | method | any step | last step | each seed, any / last | steps | minutes"
     return table(caption, columns, rows)
 
