@@ -206,8 +206,8 @@ def differences_table() -> str:
 
 def settings_table() -> str:
     """Return the table of LAEO's own settings on FetchPush, with the defaults in the first rows."""
-    default = of_task(load("state"), "laeo", "FetchPush"), of_task(load("sizes"), "laeo", "31271")
-    cases, rows = {"default": default[0], "default-31271": default[1]}, []
+    cases, rows = {"default": of_task(load("state"), "laeo", "FetchPush")}, []
+    cases["default-31271"] = of_task(load("sizes"), "laeo", "31271")
     for name, run in load("settings").items():
         cases.setdefault(name.rsplit("-", 1)[0], []).append(run)
     for name, mine in cases.items():

@@ -115,16 +115,15 @@ def measure_solved(args: laeo.Args, dataset, data: laeo.Data, examples, actor, c
     env, states = common.make_env(args.env_id), {True: [], False: []}
     for i in range(episodes):
         observation, info = env.reset(seed=common.episode_seed(args.seed, "evaluation", i))
-        played, solved, done = [], [], False
+        played, infos, done = [], [info], False
         while not done:
             played.append(np.asarray(observation, np.float32))
-            solved.append(bool(info.get("success", info.get("is_success"))))
             action = actor(torch.from_numpy(played[-1][None]))[0].numpy()
             observation, _, terminated, truncated, info = env.step(action)
+            infos.append(info)
             done = terminated or truncated
-        end = bool(info.get("success", info.get("is_success")))
-        after = [*solved[1:], end]
-        lost = [t for t in range(len(solved)) if solved[t] and not after[t]]
+        *solved, end = (bool(info.get("success", info.get("is_success"))) for info in infos)
+        lost = [t for t, after in enumerate([*solved[1:], end]) if solved[t] and not after]
         states[end] += [x for t, x in enumerate(played) if solved[t] and (end or any(0 <= u - t < 5 for u in lost))]
     env.close()
     for end, found in states.items():
