@@ -271,7 +271,7 @@ def tasks_table() -> str:
 def data_table() -> str:
     """Return the table of the experiments' datasets."""
     rows = []
-    for data in load("data").values():
+    for data in sorted(load("data").values(), key=lambda data: (data["env_id"], data["quality"], data["num_episodes"])):
         cells = ["{:.3f} [{:.3f}, {:.3f}]".format(data[f"{kind}_rate"], *data[f"{kind}_interval"]) for kind in KINDS]
         name = f"{data['env_id']}-{data['quality']}"
         rows.append([name, f"{data['num_episodes']:,}", *cells, f"{data['initial_success_rate']:.3f}"])
