@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def main(prefix: str) -> None:
     """Reset an environment to the start of every failed episode."""
-    paths = sorted((RESULTS / "state").glob(f"{prefix}*.json"))
+    paths = sorted(path for path in (RESULTS / "state").glob("*.json") if path.name.startswith(prefix))
     if not paths:
         raise common.UserError(f"no result in benchmark/results/state begins with {prefix}.")
     for path in paths:
