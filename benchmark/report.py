@@ -186,7 +186,7 @@ def methods_table(experiment: str, first_column: str) -> str:
 def differences_table() -> str:
     """Return the table of LAEO's rates minus those of the other methods, in every case of every experiment."""
     rows = []
-    names = {"state": "{}", "hard": "{}, hard data", "examples": "FetchPush, {} examples"}
+    names = {"state": "{}", "hard": "{}, hard data", "examples": "FetchPush, success examples: {}"}
     for experiment, name in (names | {"sizes": "FetchPush, {} episodes"}).items():
         for case, methods in groups(experiment):
             if (experiment, case) in (("examples", "200"), ("sizes", "4000")):
