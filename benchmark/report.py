@@ -187,7 +187,7 @@ def differences_table() -> str:
     """Return the table of LAEO's rates minus those of the other methods, in every case of every experiment."""
     rows = []
     names = {"state": "{}", "hard": "{}, hard data", "examples": "FetchPush, success examples: {}"}
-    for experiment, name in (names | {"sizes": "FetchPush, {} episodes"}).items():
+    for experiment, name in (names | {"sizes": "FetchPush, episodes: {}"}).items():
         for case, methods in groups(experiment):
             if (experiment, case) in (("examples", "200"), ("sizes", "4000")):
                 continue  # which are FetchPush's standard runs
