@@ -5,27 +5,25 @@ FetchReach) in the first state of each episode that is not solved at the last st
 at any step before.
 """
 
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import common
+import report
 
-RESULTS = Path(__file__).parent / "results"
+import common
 
 
 def main(prefix: str) -> None:
     """Reset an environment to the start of every failed episode."""
-    paths = sorted(path for path in (RESULTS / "state").glob("*.json") if path.name.startswith(prefix))
-    if not paths:
+    results = {name: result for name, result in report.load("state").items() if name.startswith(prefix)}
+    if not results:
         raise common.UserError(f"no result in benchmark/results/state begins with {prefix}.")
-    for path in paths:
-        result = json.loads(path.read_text())
+    for name, result in results.items():
         env_id, episodes = result["args"]["env_id"], result["episodes"]
         env = common.make_env(env_id)
         failed, never = ([not success for success in episodes[kind]] for kind in ("final_success", "success"))
-        print(f"{path.stem}: of {len(failed)} episodes {sum(never)} never solved, {sum(failed)} not at the last step")
+        print(f"{name}: of {len(failed)} episodes {sum(never)} never solved, {sum(failed)} not at the last step")
         starts = {}  # by state, so that equal episodes are printed once
         for seed, final, any_step in zip(episodes["seed"], failed, never):
             if final:

@@ -578,7 +578,7 @@ def test_values_are_those_of_the_critic(objective, reach_dataset, tmp_path, monk
 
 
 def test_failures_are_where_failed_episodes_started(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(failures, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
     with pytest.raises(common.UserError, match="no result in benchmark/results/state begins with x"):
         failures.main("x")
     (tmp_path / "state").mkdir()
