@@ -33,6 +33,7 @@ def curves(axes: dict) -> bool:
                 points = [(point["step"], point[f"{kind}_rate"]) for point in run.get("curve", [])]
                 label = report.METHODS[method] if i == 0 else None
                 ax.plot(*zip(*points), color=COLORS[method], linewidth=0.8, marker=".", label=label)
+        ax.locator_params("x", nbins=5)
         ax.set_xlabel("gradient steps")
     return bool(methods)
 
@@ -52,6 +53,8 @@ def against(experiment: str, axes: dict, xlabel: str) -> bool:
                 ax.plot(x, rate, color=COLORS[method], marker=".", label=name)
                 ax.fill_between(x, low, high, color=COLORS[method], alpha=0.15, linewidth=0)
         ax.set_xscale("log")
+        ax.set_xticks([int(case) for case, _ in cases], [f"{int(case):,}" for case, _ in cases], minor=False)
+        ax.set_xticks([], minor=True)
         ax.set_xlabel(xlabel)
     return len(cases) > 1
 
