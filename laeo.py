@@ -57,7 +57,7 @@ class Args:
     hidden_dim: Count = 256  # width of the two hidden layers in every network
     repr_dim: Count = 64  # length of the representations phi and psi
     policy_objective: Literal["auto", "weighted", "f", "exp_f", "log_exp_f"] = "auto"  # weighted; for images log_exp_f
-    classifier_noise: Annotated[float | None, 0, 1e6] = None  # on states, as p*/p is learned; if not given it is chosen
+    classifier_noise: Annotated[float, 0, 1e6] = 1.0  # on states, as p*/p is learned, in deviations of the examples
     bc_coef: Annotated[float | None, 0, 1] = None  # lambda, the weight of cloning; if not given 0.4, for images 0.5
     channels: Count = 16  # for images: of the first convolution; the second and the third have twice as many
     random_shift: Annotated[int, 0, 32] = 0  # for images: move those of a batch by up to so many pixels (augmentation)
@@ -252,17 +252,16 @@ def fit_log_ratio(encoder: Encoder, data: Data, examples: Tensor, args: Args, ge
     """Learn log p*(s) / p(s), Eq. 3's reward, from examples and states of the data; return it for every state."""
     classifier = nn.Sequential(encoder, mlp([encoder.dim, 64, 64, 1], generator), nn.Flatten(0)).to(data.device)
     optimizer, std = Adam(classifier.parameters(), 1e-3), encoder.observation_std
-    for noise in (0.1, 0.2, 0.4, 0.8, 1.6) if args.classifier_noise is None else (args.classifier_noise,):
-        for step in tqdm(range(1_000), f"p*/p, noise {noise:g}", mininterval=1):
-            states = examples, sample(data, args, step).observation
-            noised = [x + noise * std * torch.randn(x.shape, generator=generator).to(data.device) for x in states]
-            optimizer.zero_grad()
-            classifier_loss(*map(classifier, noised)).backward()
-            optimizer.step()
-        log_ratio = torch.cat([classifier(x.to(data.device)).detach().cpu() for x in data.observations.split(1024)])
-        if log_ratio.clamp(max=np.log(10)).exp().mean() > 0.1:  # 1 for p*/p, near 0 if examples are learned by heart
-            break
-    return log_ratio.numpy()
+    # a bandwidth for each number: the examples' deviation, which of few is uncertain; a single one gets the data's
+    variance = examples.float().var(0, correction=0) + (std / len(examples)) ** 2
+    noise = args.classifier_noise * torch.minimum(variance.sqrt(), std)
+    for step in tqdm(range(1_000), "p*/p", mininterval=1):
+        states = examples, sample(data, args, step).observation
+        noised = [x + noise * torch.randn(x.shape, generator=generator).to(data.device) for x in states]
+        optimizer.zero_grad()
+        classifier_loss(*map(classifier, noised)).backward()
+        optimizer.step()
+    return torch.cat([classifier(x.to(data.device)).detach().cpu() for x in data.observations.split(1024)]).numpy()
 
 
 def update(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, optimizer: Adam, args: Args) -> None:

@@ -1,7 +1,7 @@
 """Measure the ratio p*/p that LAEO learns from success examples, by bandwidth:  python benchmark/ratio.py
 
-For 200, 100, 10 and 1 success examples of FetchPush, three seeds, and noise of 0.1, 0.2, 0.4 and 0.8 standard
-deviations, benchmark/results/ratio.json gets two means over all states of the dataset, after ratios above 10 are cut
+For 200, 100, 10 and 1 success examples of FetchPush, three seeds, and noise of 0.3, 0.7, 1 and 2 deviations of the
+examples, benchmark/results/ratio.json gets two means over all states of the dataset, after ratios above 10 are cut
 to 10, as in the policy's value: `mean`, which is 1 for the true ratio; and `in_solved`, the share of it that is in
 states in which the task is solved, which the data's success flags tell and no training sees.
 """
@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
 import laeo  # noqa: E402
 
-NUM_SUCCESS, NOISES, SEEDS = (200, 100, 10, 1), (0.1, 0.2, 0.4, 0.8), (0, 1, 2)
+NUM_SUCCESS, NOISES, SEEDS = (200, 100, 10, 1), (0.3, 0.7, 1.0, 2.0), (0, 1, 2)
 OUTPUT = Path(__file__).parent / "results" / "ratio.json"
 
 

@@ -219,6 +219,16 @@ def settings_table() -> str:
     return table(INTERVALS, columns, rows)
 
 
+def bandwidth_table() -> str:
+    """Return the table of LAEO's success by the noise of its classifier and the number of success examples."""
+    rows, found = [], {}
+    for run in load("bandwidth").values():
+        found.setdefault((run["args"]["num_success"], run["args"]["classifier_noise"]), []).append(run)
+    for (n, noise), mine in sorted(found.items(), key=lambda case: (-case[0][0], case[0][1])):
+        rows.append([str(n), f"{noise:g}", *(rate(mine, kind) for kind in KINDS), seeds(mine)])
+    return table(INTERVALS, "success examples | noise | any step | last step | each seed, any / last", rows)
+
+
 def search_table() -> str:
     """Return the table of all settings that were tried, each minus the one that it was made from."""
     settings = json.loads((Path(__file__).parent / "search.json").read_text())
@@ -348,7 +358,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "state": lambda: methods_table("state", "task"), "hard": lambda: methods_table("hard", "task"),
     "examples": lambda: methods_table("examples", "success examples"),
     "sizes": lambda: methods_table("sizes", "episodes"), "settings": settings_table, "search": search_table,
-    "differences": differences_table, "tasks": tasks_table, "data": data_table,
+    "bandwidth": bandwidth_table, "differences": differences_table, "tasks": tasks_table, "data": data_table,
     "behavior": behavior_table, "threads": threads_table, "ratio": ratio_table, "camera": camera_table,
 }  # fmt: skip
 

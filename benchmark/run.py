@@ -94,11 +94,11 @@ def experiments() -> dict[str, dict[str, list[str]]]:
         for method in METHODS
         for seed in range(3)
     }
-    examples = {  # with another seed the examples are other ones too; one example says the least about others
+    examples = {  # with another seed the examples are other ones too
         f"{method}-{n}-{seed}": f"{method}.py --env-id FetchPush --num-success {n} --seed {seed}"
         for n in (100, 10, 1)
         for method in METHODS[:-1]  # BC sees no examples
-        for seed in range(6 if n == 1 else 3)
+        for seed in range(3)
     }
     sizes = {
         f"{method}-{n}-{seed}": f"{method}.py --env-id FetchPush --dataset datasets/FetchPush-{n}-medium --seed {seed}"
@@ -110,6 +110,12 @@ def experiments() -> dict[str, dict[str, list[str]]]:
         f"{name}-{seed}": f"laeo.py --env-id FetchPush --seed {seed} {given}"
         for name, given in SETTINGS.items()
         for seed in range(3)
+    }
+    bandwidth = {
+        f"laeo-{n}-{noise}-{seed}": f"laeo.py {SEARCH_FLAGS} --num-success {n} --classifier-noise {noise} --seed {seed}"
+        for n in (200, 10, 1)
+        for noise in (0.7, 1.0)
+        for seed in (*SEARCH_SEEDS, 103)  # with few examples runs differ more
     }
     search = {
         f"{name}-{seed}": f"search/{setting['command']} {SEARCH_FLAGS} --seed {seed}"
@@ -133,7 +139,8 @@ def experiments() -> dict[str, dict[str, list[str]]]:
                 command = f"{method}.py --env-id {task} --dataset datasets/{name}-medium --num-success {n} {GPU}"
                 gpu[f"{method}-{task}-{n}"] = command
     runs = {"data": data, "state": state, "hard": hard, "examples": examples, "sizes": sizes, "settings": settings}
-    runs |= {"search": search, "random": random, "behavior": behavior, "images": images, "gpu": gpu}
+    runs |= {"bandwidth": bandwidth, "search": search, "random": random, "behavior": behavior}
+    runs |= {"images": images, "gpu": gpu}
     return {name: {run: command.split() for run, command in commands.items()} for name, commands in runs.items()}
 
 

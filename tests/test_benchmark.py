@@ -434,7 +434,7 @@ def test_ratio_is_measured_on_the_states_of_the_data(monkeypatch, tmp_path):
     np.save(data / "successes.npy", successes)
     monkeypatch.setattr(ratio, "NUM_SUCCESS", (400,))
     monkeypatch.setattr(ratio, "SEEDS", (3,))
-    monkeypatch.setattr(ratio, "NOISES", (0.1, 0.8))
+    monkeypatch.setattr(ratio, "NOISES", (0.1, 4.0))
     monkeypatch.setattr(ratio.laeo, "Args", functools.partial(ratio.laeo.Args, eval_episodes=0))
     ratio.main(data, tmp_path / "ratio.json")
     (row,) = json.loads((tmp_path / "ratio.json").read_text())["rows"]
