@@ -224,6 +224,11 @@ def test_log_ratio_is_of_states_with_noise_in_deviations_of_the_examples(size, d
     assert middle.sum() > 80 and error.mean() < tolerance and np.quantile(error, 0.95) < 2.5 * tolerance
 
 
+def test_log_ratio_is_finite_for_an_example_far_from_all_data():
+    data, _ = gaussian_data(1)
+    assert np.isfinite(fit_log_ratio(data, torch.full((1, 2), 100.0))).all()
+
+
 def test_log_ratio_is_to_the_datas_states_and_not_to_futures():
     """State t of an episode is t / 10. Examples as often from every t have the ratio 1, futures are mostly late."""
     states = np.stack([np.tile(np.arange(51) / 10, (200, 1)), np.zeros((200, 51))], -1).astype(np.float32)
