@@ -58,7 +58,7 @@ class Args:
     repr_dim: Count = 64  # length of the representations phi and psi
     policy_objective: Literal["auto", "weighted", "f", "exp_f", "log_exp_f"] = "auto"  # weighted; for images log_exp_f
     classifier_noise: Annotated[float, 0, 1e6] = 1.0  # on states, as p*/p is learned, in deviations of the examples
-    bc_coef: Annotated[float | None, 0, 1] = None  # lambda, the weight of cloning; if not given 0.4, for images 0.5
+    bc_coef: Share = 0.5  # lambda, the weight of behavioural cloning
     channels: Count = 16  # for images: of the first convolution; the second and the third have twice as many
     random_shift: Annotated[int, 0, 32] = 0  # for images: move those of a batch by up to so many pixels (augmentation)
     seed: Whole = 0  # of networks, batches, held-out episodes, success examples and evaluation starts
@@ -373,8 +373,7 @@ def train(args: Args) -> dict[str, Any]:
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")  # high: TF32, as convolutions
     args.dataset = common.find_dataset(args.env_id, args.quality, args.dataset)
     dataset, data, mean, std, examples = load_data(args, device)
-    bc_coef, objective = (0.5, "log_exp_f") if mean.ndim == 3 else (0.4, "weighted")
-    args.bc_coef = bc_coef if args.bc_coef is None else args.bc_coef
+    objective = "log_exp_f" if mean.ndim == 3 else "weighted"
     args.policy_objective = objective if args.policy_objective == "auto" else args.policy_objective
 
     generator = Generator().manual_seed(int(common.seed_sequence(args.seed, "weights").generate_state(1)[0]))

@@ -52,11 +52,11 @@ DATA = {  # beside each task's standard dataset; 31,271 episodes are the paper's
 }
 LARGE = "--dataset datasets/FetchPush-31271-medium"
 SETTINGS = {  # LAEO on FetchPush, 200 examples; to be compared with state/laeo-FetchPush-SEED, sizes/laeo-31271-SEED
-    "objective-f": "--policy-objective f",
-    "objective-exp-f": "--policy-objective exp_f",
-    "objective-log-exp-f": "--policy-objective log_exp_f",
     "bc-coef-0.1": "--bc-coef 0.1",
-    "bc-coef-0.5": "--bc-coef 0.5",
+    "bc-coef-0.4": "--bc-coef 0.4",
+    "objective-f": "--policy-objective f --bc-coef 0.4",
+    "objective-exp-f": "--policy-objective exp_f --bc-coef 0.4",
+    "objective-log-exp-f": "--policy-objective log_exp_f --bc-coef 0.4",
     "paper-31271": f"--policy-objective exp_f --bc-coef 0.05 {LARGE}",
     "released-code-31271": f"--policy-objective f --bc-coef 0.5 {LARGE}",
 }

@@ -50,7 +50,7 @@ def prepare(env_id: str, path: Path | None, batch_size: int) -> Callable[[int], 
     """Return a function that takes gradient step i of LAEO, on data in `path` or, where it is None, random numbers."""
     args, device = laeo.Args(env_id=env_id, dataset=path, batch_size=batch_size), torch.device("cpu")
     image = len(SHAPES[env_id]) == 3
-    args.bc_coef, args.policy_objective = (0.5, "log_exp_f") if image else (0.2, "weighted")
+    args.policy_objective = "log_exp_f" if image else "weighted"
     if path:
         dataset, data, mean, std, examples = laeo.load_data(args, device)
         bounds, batches = torch.from_numpy(dataset.action_bounds), [laeo.sample(data, args, step) for step in range(8)]

@@ -801,17 +801,6 @@ def test_training_takes_the_batches_of_its_steps_and_adam(script, tmp_path, monk
 
 @pytest.mark.parametrize(
     "shape, given, expected",
-    [((3,), None, 0.4), ((8, 8, 1), None, 0.5), ((3,), 0.0, 0.0), ((8, 8, 1), 0.7, 0.7)],
-)
-def test_weight_of_cloning_is_two_tenths_for_states_and_a_half_for_images(
-    shape, given, expected, tmp_path, monkeypatch
-):
-    (((*_, args), _),) = follow_training(laeo, tmp_path, monkeypatch, shape, gradient_steps=1, bc_coef=given)
-    assert args.bc_coef == expected
-
-
-@pytest.mark.parametrize(
-    "shape, given, expected",
     [
         ((3,), "auto", "weighted"),
         ((8, 8, 1), "auto", "log_exp_f"),
