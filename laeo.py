@@ -373,8 +373,8 @@ def train(args: Args) -> dict[str, Any]:
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")  # high: TF32, as convolutions
     args.dataset = common.find_dataset(args.env_id, args.quality, args.dataset)
     dataset, data, mean, std, examples = load_data(args, device)
-    objective = "log_exp_f" if mean.ndim == 3 else "weighted"
-    args.policy_objective = objective if args.policy_objective == "auto" else args.policy_objective
+    if args.policy_objective == "auto":
+        args.policy_objective = "log_exp_f" if mean.ndim == 3 else "weighted"
 
     generator = Generator().manual_seed(int(common.seed_sequence(args.seed, "weights").generate_state(1)[0]))
     bounds, encoders = torch.from_numpy(dataset.action_bounds), [Encoder(mean, std, args, generator) for _ in "acr"]

@@ -53,7 +53,7 @@ def against(experiment: str, axes: dict, xlabel: str) -> bool:
                 ax.plot(x, rate, color=COLORS[method], marker=".", label=name)
                 ax.fill_between(x, low, high, color=COLORS[method], alpha=0.15, linewidth=0)
         ax.set_xscale("log")
-        ax.set_xticks([int(case) for case, _ in cases], [f"{int(case):,}" for case, _ in cases])
+        ax.set_xticks([int(case) for case, _ in cases], [report.written(case) for case, _ in cases])
         ax.set_xticks([], minor=True)
         ax.set_xlabel(xlabel)
     return len(cases) > 1

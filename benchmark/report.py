@@ -165,8 +165,14 @@ def groups(experiment: str) -> list[tuple[str, dict[str, list[dict]]]]:
             for method in METHODS
             if (mine := of_task(standard, method, "FetchPush")) and (method != "bc" or experiment == "sizes")
         }
+    if all(case.isdigit() for case in found):
         return sorted(found.items(), key=lambda case: -int(case[0]))
     return [(task, found[task]) for task in STATE_TASKS if task in found]
+
+
+def written(case: str) -> str:
+    """Return how a case of an experiment is written: a number with commas, a task as it is."""
+    return f"{int(case):,}" if case.isdigit() else case
 
 
 def methods_table(experiment: str, first_column: str) -> str:
@@ -175,7 +181,7 @@ def methods_table(experiment: str, first_column: str) -> str:
     for case, methods in groups(experiment):
         for method, mine in methods.items():
             minutes = np.median([run["seconds"]["training"] for run in mine]) / 60
-            row = [f"{int(case):,}" if case.isdigit() else case, METHODS[method], f"**{rate(mine, 'success')}**"]
+            row = [written(case), METHODS[method], f"**{rate(mine, 'success')}**"]
             row += [rate(mine, "final_success"), seeds(mine), f"{mine[0]['args']['gradient_steps']:,}"]
             rows.append([*row, f"{minutes:.1f}"])
     caption = f"{INTERVALS} Minutes: of training, the median over seeds, with one thread and beside other work."
@@ -195,7 +201,7 @@ def differences_table() -> str:
                 if method != "laeo" and "laeo" in methods:
                     pairs = [[[outcomes(run, kind) for run in x] for x in (methods["laeo"], other)] for kind in KINDS]
                     cells = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference_interval(*pair)) for pair in pairs]
-                    rows.append([name.format(case), f"LAEO - {METHODS[method]}", *cells])
+                    rows.append([name.format(written(case)), f"LAEO - {METHODS[method]}", *cells])
     caption = (
         "Brackets: 95 % intervals from a bootstrap that resamples, for each of the two methods on its own, seeds and, "
         "within each, its distinct episodes; where all outcomes of one of the methods are the same, the methods' own "
@@ -217,16 +223,6 @@ def settings_table() -> str:
             rows[-1] += [*(rate(mine, kind) for kind in KINDS), seeds(mine)]
     columns = "setting | dataset | objective | bc_coef | any step | last step | each seed, any / last"
     return table(INTERVALS, columns, rows)
-
-
-def bandwidth_table() -> str:
-    """Return the table of LAEO's success by the noise of its classifier and the number of success examples."""
-    rows, found = [], {}
-    for run in load("bandwidth").values():
-        found.setdefault((run["args"]["num_success"], run["args"]["classifier_noise"]), []).append(run)
-    for (n, noise), mine in sorted(found.items(), key=lambda case: (-case[0][0], case[0][1])):
-        rows.append([str(n), f"{noise:g}", *(rate(mine, kind) for kind in KINDS), seeds(mine)])
-    return table(INTERVALS, "success examples | noise | any step | last step | each seed, any / last", rows)
 
 
 def search_table() -> str:
@@ -358,7 +354,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "state": lambda: methods_table("state", "task"), "hard": lambda: methods_table("hard", "task"),
     "examples": lambda: methods_table("examples", "success examples"),
     "sizes": lambda: methods_table("sizes", "episodes"), "settings": settings_table, "search": search_table,
-    "bandwidth": bandwidth_table, "differences": differences_table, "tasks": tasks_table, "data": data_table,
+    "bandwidth": lambda: methods_table("bandwidth", "success examples"),
+    "differences": differences_table, "tasks": tasks_table, "data": data_table,
     "behavior": behavior_table, "threads": threads_table, "ratio": ratio_table, "camera": camera_table,
 }  # fmt: skip
 

@@ -112,7 +112,7 @@ def experiments() -> dict[str, dict[str, list[str]]]:
         for seed in range(3)
     }
     bandwidth = {
-        f"laeo-{n}-1.0-{seed}": f"laeo.py {SEARCH_FLAGS} --num-success {n} --classifier-noise 1.0 --seed {seed}"
+        f"laeo-{n}-{seed}": f"laeo.py {SEARCH_FLAGS} --num-success {n} --seed {seed}"
         for n in (200, 10, 1)
         for seed in (*SEARCH_SEEDS, 103)  # with few examples runs differ more
     }

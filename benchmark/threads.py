@@ -49,8 +49,7 @@ class Args:
 def prepare(env_id: str, path: Path | None, batch_size: int) -> Callable[[int], None]:
     """Return a function that takes gradient step i of LAEO, on data in `path` or, where it is None, random numbers."""
     args, device = laeo.Args(env_id=env_id, dataset=path, batch_size=batch_size), torch.device("cpu")
-    image = len(SHAPES[env_id]) == 3
-    args.policy_objective = "log_exp_f" if image else "weighted"
+    args.policy_objective = "log_exp_f" if len(SHAPES[env_id]) == 3 else "weighted"
     if path:
         dataset, data, mean, std, examples = laeo.load_data(args, device)
         bounds, batches = torch.from_numpy(dataset.action_bounds), [laeo.sample(data, args, step) for step in range(8)]

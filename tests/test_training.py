@@ -1341,7 +1341,7 @@ OWN_LINES = {
         "labelled = ", "data = Data(", "return dataset, data, ",
     ],
     "train": [  # what builds, updates, measures and saves a method's networks
-        "dataset, data, mean, std", "objective = ",
+        "dataset, data, mean, std",
         "bounds, encoder", "actor = ", "critic = ", "networks = ", "groups = ", "optimizer = ", "parts, first_step = ",
         "if args.policy_objective == ", "args.policy_objective = ", "data = data._replace(log_ratio",
         "results = evaluate(", "if not all(torch.isfinite", "optimizer.param_groups[0]", "for group, rate in ",
