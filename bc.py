@@ -34,6 +34,8 @@ import common
 
 METHOD = Path(__file__).stem
 Whole, Count, Share = Annotated[int, 0, 2**32 - 1], Annotated[int, 1, 2**32 - 1], Annotated[float, 0, 1]  # bounds
+DEFAULTS = {"gradient_steps": (20_000, 28_000), "batch_size": (256, 128), "random_shift": (0, 2)}  # states, images
+README = {"FetchPush": "0.881 / 0.836"}  # success at any / last step
 
 
 @dataclass
@@ -43,12 +45,12 @@ class Args:
     dataset: Path | None = None  # a dataset directory to use instead of datasets/ENV_ID-QUALITY
     verify: bool = False  # check the dataset's checksums, which reads all of it
     allow_version_mismatch: bool = False  # use a dataset although another version of the simulator made it
-    gradient_steps: Count = 20_000  # training steps
-    batch_size: Count = 256  # transitions in a batch
+    gradient_steps: Annotated[int | None, 1, 2**32 - 1] = None  # training steps; states 20,000, images 28,000
+    batch_size: Annotated[int | None, 1, 2**32 - 1] = None  # transitions in a batch; states 256, images 128
     learning_rate: Share = 1e-3  # Adam's step size at the start; it falls linearly to zero
     hidden_dim: Count = 256  # width of the network's two hidden layers
     channels: Count = 16  # for images: of the first convolution; the second and the third have twice as many
-    random_shift: Annotated[int, 0, 32] = 0  # for images: move those of a batch by up to so many pixels (augmentation)
+    random_shift: Annotated[int | None, 0, 32] = None  # for images, 2: move them by up to so many pixels (augmentation)
     seed: Whole = 0  # of the network, batches, held-out episodes and evaluation starts
     num_threads: Count = 1  # of PyTorch on a CPU; more are faster alone, and far slower beside other busy processes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where to train; auto: on the GPU if there is one
@@ -79,24 +81,26 @@ class Encoder(nn.Module):
         super().__init__()
         self.register_buffer("observation_mean", mean.clone())
         self.register_buffer("observation_std", std.clone())
-        self.net, self.dim, self.pad = nn.Identity(), mean.numel(), [args.random_shift] * 4  # dim: how many features
+        self.net, self.dim, self.pad = nn.Identity(), mean.numel(), args.random_shift  # dim: how many features
         if mean.ndim == 3:
-            a, b = args.channels, 2 * args.channels
-            sizes = (mean.shape[2], a, 8, 4, 2), (a, b, 4, 2, 1), (b, b, 3, 1, 1)  # channels, kernel, stride, padding
+            (height, width, channels), a, b = mean.shape, args.channels, 2 * args.channels
+            sizes = (channels, a, 8, 4, 2), (a, b, 4, 2, 1), (b, b, 3, 1, 1)  # channels, kernel, stride, padding
             convolutions = [nn.utils.skip_init(nn.Conv2d, *size) for size in sizes]
             for c in convolutions:
                 nn.init.xavier_uniform_(c.weight, generator=generator), nn.init.zeros_(c.bias)
-            self.net = nn.Sequential(*(layer for c in convolutions for layer in (c, nn.ReLU())), nn.Flatten())
-            self.dim = self.net(torch.zeros(1, *mean.movedim(-1, 0).shape)).shape[1]
+            layers, self.dim = [layer for c in convolutions for layer in (c, nn.ReLU())] + [nn.Flatten()], 8 * a
+            dense = mlp([(height // 8) * (width // 8) * b, self.dim], generator)
+            self.net = nn.Sequential(*layers, *dense, nn.LayerNorm(self.dim), nn.Tanh())
 
     def forward(self, observation: Tensor, shift: Tensor | None = None) -> Tensor:
-        """Return features [B, dim] of observations; images are cut at rows and columns `shift` [B, 2] when padded."""
-        x = (observation - self.observation_mean) / self.observation_std
-        x = x.movedim(-1, 1) if x.ndim == 4 else x
-        if shift is not None:  # after standardising: what never moves is zero, wherever it is moved
-            windows = F.pad(x, self.pad, mode="replicate").unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
-            x = windows[torch.arange(len(x), device=x.device), :, shift[:, 0], shift[:, 1]]
-        return self.net(x)
+        """Return features [B, dim] of observations; images are padded, then cut at row and column `shift` [B, 2]."""
+        x = (observation - self.observation_mean).div_(self.observation_std)
+        if shift is not None:  # what never moves is zero now, wherever it is moved
+            i, *sizes = (torch.arange(size, device=x.device) for size in x.shape[:3])
+            rows, columns = ((k + shift[:, [axis]] - self.pad).clamp(0, len(k) - 1) for axis, k in enumerate(sizes))
+            pixels = (i[:, None, None] * len(sizes[0]) + rows[:, :, None]) * len(sizes[1]) + columns[:, None]
+            x = x.flatten(0, 2).index_select(0, pixels.flatten()).view(x.shape)
+        return self.net(x.movedim(-1, 1) if x.ndim == 4 else x)
 
 
 class Actor(nn.Module):
@@ -105,17 +109,17 @@ class Actor(nn.Module):
     def __init__(self, encoder: Encoder, action_bounds: Tensor, hidden_dim: int, generator: Generator):
         super().__init__()
         self.register_buffer("action_bounds", action_bounds)  # [2, A]
-        sizes = [encoder.dim, hidden_dim, hidden_dim, 2 * action_bounds.shape[1]]
-        self.encoder, self.net = encoder, mlp(sizes, generator)
+        self.encoder, sizes = encoder, [encoder.dim, hidden_dim, hidden_dim, 2 * action_bounds.shape[1]]
+        self.net = mlp(sizes, generator)
 
-    def distribution(self, observation: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the mean and the standard deviation, each [B, A], of the normal distribution under the tanh."""
-        mean, std = self.net(self.encoder(observation, shift)).chunk(2, -1)
+    def distribution(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation, each [B, A], of the normal distribution under the tanh."""
+        mean, std = self.net(features).chunk(2, -1)
         return mean, F.softplus(std) + 0.1
 
-    def mode(self, observation: Tensor, shift: Tensor | None = None) -> Tensor:
-        """Return the actions [B, A], in [-1, 1], of largest density, for observations [B, ...]."""
-        mean, std = self.distribution(observation, shift)
+    def mode(self, features: Tensor) -> Tensor:
+        """Return the actions [B, A], in [-1, 1], of largest density, from the encoder's features [B, dim]."""
+        mean, std = self.distribution(features)
         action, slope = torch.tanh(mean), 2 * std**2  # it begins at the median, whose magnitude is smaller
         for _ in range(20):  # the density is largest where its derivative is 0: atanh(a) = mean + 2 std^2 a
             action = torch.tanh(mean + slope * action)
@@ -123,7 +127,7 @@ class Actor(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return the actions [B, A] that are played for observations [B, ...]: the mode, in their own bounds."""
-        return torch.lerp(*self.action_bounds, (self.mode(observation) + 1) / 2)
+        return torch.lerp(*self.action_bounds, (self.mode(self.encoder(observation)) + 1) / 2)
 
     def log_prob(self, mean: Tensor, std: Tensor, action: Tensor) -> Tensor:
         """Return log pi(a | s) [B] of actions [B, A], which count as 0.999 beyond: the density at 1 may be infinite."""
@@ -145,7 +149,7 @@ class Data(NamedTuple):
 
 
 def load_data(args: Args, device: torch.device) -> tuple[common.Dataset, Data, Tensor, Tensor]:
-    """Return the dataset, its transitions, the mean and the deviation of its observations."""
+    """Set flags that are not given; return dataset, transitions, mean and deviation of observations."""
     environment = args.env_id if args.eval_episodes else None
     dataset = common.load_dataset(args.dataset, environment, args.verify, args.allow_version_mismatch)
     rng = np.random.default_rng(common.seed_sequence(args.seed, "split"))
@@ -153,7 +157,7 @@ def load_data(args: Args, device: torch.device) -> tuple[common.Dataset, Data, T
     observations, image = torch.from_numpy(dataset.observations).flatten(0, 1), dataset.observations.ndim == 5
     if args.random_shift and not image:
         raise common.UserError(f"--random-shift is for images, and {args.dataset} has none; leave it out.")
-
+    vars(args).update({name: x[image] for name, x in DEFAULTS.items() if getattr(args, name) in (None, "auto")})
     index, t = np.nonzero(np.arange(dataset.observations.shape[1]) <= dataset.lengths[training, None])
     rows = np.random.default_rng(0).permutation(training[index] * dataset.observations.shape[1] + t)
     x = observations[torch.from_numpy(rows[: 2_000 if image else 100_000])].float()
@@ -186,14 +190,15 @@ def sample(data: Data, args: Args, step: int, use: str = "batches") -> Batch:
 def update(batch: Batch, actor: Actor, optimizer: Adam) -> None:
     """Take one gradient step."""
     optimizer.zero_grad()
-    bc_loss(actor.log_prob(*actor.distribution(batch.observation, batch.shift), batch.action)).backward()
+    features = actor.encoder(batch.observation, batch.shift)
+    bc_loss(actor.log_prob(*actor.distribution(features), batch.action)).backward()
     optimizer.step()
 
 
 @torch.no_grad()
 def measure(batch: Batch, actor: Actor) -> dict[str, float]:
     """Return metrics of one batch, without the random shift; docs/bc.md explains each."""
-    mean, std = actor.distribution(batch.observation)
+    mean, std = actor.distribution(actor.encoder(batch.observation))
     metrics = {
         "bc_loss": bc_loss(actor.log_prob(mean, std, batch.action)),
         "action_error": (torch.tanh(mean) - batch.action).abs().mean(),
@@ -204,12 +209,7 @@ def measure(batch: Batch, actor: Actor) -> dict[str, float]:
 
 @torch.inference_mode()
 def evaluate(policy: nn.Module, env_id: str, episodes: int, seed: int, device: torch.device) -> dict[str, Any]:
-    """Play episodes in an environment of their own; return means, 95 % intervals, and `episodes`, one entry of each.
-
-    `return`: the sum of rewards. If the environment's `info` says whether the task is solved: `success`, after any
-    action; `final_success`, after the last; `initial_success`, before the first; `discounted_return`, the sum of 0.99^t
-    over the actions t = 0, 1, ... after which it is solved. `episode`: a number, the same for equal episodes.
-    """
+    """Play episodes in an environment of their own; return what docs/training.md explains, and each one's outcome."""
     env, known, solved, lists = common.make_env(env_id), {}, [], {"seed": [], "episode": [], "return": []}
     for i in range(episodes):
         lists["seed"].append(common.episode_seed(seed, "evaluation", i))
@@ -270,7 +270,6 @@ def train(args: Args) -> dict[str, Any]:
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")  # high: TF32, as convolutions
     args.dataset = common.find_dataset(args.env_id, args.quality, args.dataset)
     dataset, data, mean, std = load_data(args, device)
-
     generator = Generator().manual_seed(int(common.seed_sequence(args.seed, "weights").generate_state(1)[0]))
     bounds, encoder = torch.from_numpy(dataset.action_bounds), Encoder(mean, std, args, generator)
     actor = Actor(encoder, bounds, args.hidden_dim, generator).to(device)
@@ -299,7 +298,8 @@ def train(args: Args) -> dict[str, Any]:
             file.truncate(min(checkpoint.get("log_size", 0), file.tell()))
         writer = SummaryWriter(args.run_dir, purge_step=first_step + 1)
     seconds = checkpoint.get("seconds", {"data": 0.0, "training": 0.0, "evaluation": 0.0})
-    progress = tqdm(desc=f"{METHOD} on {args.env_id}", initial=first_step, total=args.gradient_steps, mininterval=1)
+    title = f"{METHOD} on {args.env_id}" + (f" (README.md: {README[args.env_id]})" if args.env_id in README else "")
+    progress = tqdm(desc=title, initial=first_step, total=args.gradient_steps, mininterval=1)
 
     def spend(kind: str) -> None:
         nonlocal started

@@ -5,16 +5,17 @@ optimum e^f is the discounted occupancy of g after (s, a), relative to how commo
 is the Q-function of the policy that made the data, up to a factor. The policy maximises it, close to the data.
 Equation numbers in this file are those of Hatch et al. 2023, "Contrastive Example-Based Control" (L4DC).
 
-    python laeo.py --env-id FetchPush --num-success 10
+    python laeo.py --env-id FetchPush
+    python laeo.py --env-id FetchPushImage --num-success 10
 
 Differences from the paper and from the released code (docs/laeo.md has the reasons):
  1. Observations and success examples are standardised; images by a mean of each pixel and one deviation.
- 2. The expectation over p* is one over the data's states, weighted by p*/p; for images it is over all examples.
- 3. The policy maximises log E[e^f], and clones actions by their Q-values; in paper and code E[e^f], E[f], and alike.
+ 2. The expectation over p* is one over the data's states, weighted by p*/p; for images it is over the examples.
+ 3. The policy maximises log E[e^f], and clones (of states) by Q-values; in paper and code E[e^f], E[f], and all alike.
  4. log(B - 1) is added to the logits, so that f with in-batch negatives is the f of Eq. 6.
  5. Future states come at least one step after the state and at most at the episode's end, as in the code.
  6. Critic and policy are trained side by side, as in the code; narrower, on smaller batches, with a falling rate.
- 7. The critic has one image encoder and the policy another; actions are scaled to weigh as much as all image features.
+ 7. Critic and policy share an image encoder; actions are scaled to weigh as much as all image features.
  8. The action of largest density is played; the code plays the median, tanh of the normal distribution's mean.
 """
 
@@ -40,6 +41,9 @@ import common
 
 METHOD = Path(__file__).stem
 Whole, Count, Share = Annotated[int, 0, 2**32 - 1], Annotated[int, 1, 2**32 - 1], Annotated[float, 0, 1]  # bounds
+DEFAULTS = {"gradient_steps": (10_000, 28_000), "batch_size": (256, 128), "random_shift": (0, 2)}  # states, images
+DEFAULTS["policy_objective"] = ("weighted", "log_exp_f")
+README = {"FetchPush": "0.949 / 0.921", "FetchPushImage": "0.850 / 0.810"}  # success at any / last step
 
 
 @dataclass
@@ -50,8 +54,8 @@ class Args:
     verify: bool = False  # check the dataset's checksums, which reads all of it
     allow_version_mismatch: bool = False  # use a dataset although another version of the simulator made it
     num_success: Count = 200  # how many success examples the method sees
-    gradient_steps: Count = 10_000  # training steps of critic and policy
-    batch_size: Annotated[int, 2, 2**32 - 1] = 256  # transitions in a batch, each a negative for all others
+    gradient_steps: Annotated[int | None, 1, 2**32 - 1] = None  # of critic and policy; states 10,000, images 28,000
+    batch_size: Annotated[int | None, 2, 2**32 - 1] = None  # each a negative for all; states 256, images 128
     learning_rate: Share = 1e-3  # Adam's step size for both networks at the start; it falls linearly to zero
     discount: Annotated[float, 1e-6, 1 - 1e-6] = 0.99  # of the geometric distribution that future states are drawn from
     hidden_dim: Count = 256  # width of the two hidden layers in every network
@@ -60,7 +64,7 @@ class Args:
     classifier_noise: Annotated[float, 0, 1e6] = 1.0  # on states, as p*/p is learned, in deviations of the examples
     bc_coef: Share = 0.5  # lambda, the weight of behavioural cloning
     channels: Count = 16  # for images: of the first convolution; the second and the third have twice as many
-    random_shift: Annotated[int, 0, 32] = 0  # for images: move those of a batch by up to so many pixels (augmentation)
+    random_shift: Annotated[int | None, 0, 32] = None  # for images, 2: move them by up to so many pixels (augmentation)
     seed: Whole = 0  # of networks, batches, held-out episodes, success examples and evaluation starts
     num_threads: Count = 1  # of PyTorch on a CPU; more are faster alone, and far slower beside other busy processes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where to train; auto: on the GPU if there is one
@@ -91,24 +95,26 @@ class Encoder(nn.Module):
         super().__init__()
         self.register_buffer("observation_mean", mean.clone())
         self.register_buffer("observation_std", std.clone())
-        self.net, self.dim, self.pad = nn.Identity(), mean.numel(), [args.random_shift] * 4  # dim: how many features
+        self.net, self.dim, self.pad = nn.Identity(), mean.numel(), args.random_shift  # dim: how many features
         if mean.ndim == 3:
-            a, b = args.channels, 2 * args.channels
-            sizes = (mean.shape[2], a, 8, 4, 2), (a, b, 4, 2, 1), (b, b, 3, 1, 1)  # channels, kernel, stride, padding
+            (height, width, channels), a, b = mean.shape, args.channels, 2 * args.channels
+            sizes = (channels, a, 8, 4, 2), (a, b, 4, 2, 1), (b, b, 3, 1, 1)  # channels, kernel, stride, padding
             convolutions = [nn.utils.skip_init(nn.Conv2d, *size) for size in sizes]
             for c in convolutions:
                 nn.init.xavier_uniform_(c.weight, generator=generator), nn.init.zeros_(c.bias)
-            self.net = nn.Sequential(*(layer for c in convolutions for layer in (c, nn.ReLU())), nn.Flatten())
-            self.dim = self.net(torch.zeros(1, *mean.movedim(-1, 0).shape)).shape[1]
+            layers, self.dim = [layer for c in convolutions for layer in (c, nn.ReLU())] + [nn.Flatten()], 8 * a
+            dense = mlp([(height // 8) * (width // 8) * b, self.dim], generator)
+            self.net = nn.Sequential(*layers, *dense, nn.LayerNorm(self.dim), nn.Tanh())
 
     def forward(self, observation: Tensor, shift: Tensor | None = None) -> Tensor:
-        """Return features [B, dim] of observations; images are cut at rows and columns `shift` [B, 2] when padded."""
-        x = (observation - self.observation_mean) / self.observation_std
-        x = x.movedim(-1, 1) if x.ndim == 4 else x
-        if shift is not None:  # after standardising: what never moves is zero, wherever it is moved
-            windows = F.pad(x, self.pad, mode="replicate").unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
-            x = windows[torch.arange(len(x), device=x.device), :, shift[:, 0], shift[:, 1]]
-        return self.net(x)
+        """Return features [B, dim] of observations; images are padded, then cut at row and column `shift` [B, 2]."""
+        x = (observation - self.observation_mean).div_(self.observation_std)
+        if shift is not None:  # what never moves is zero now, wherever it is moved
+            i, *sizes = (torch.arange(size, device=x.device) for size in x.shape[:3])
+            rows, columns = ((k + shift[:, [axis]] - self.pad).clamp(0, len(k) - 1) for axis, k in enumerate(sizes))
+            pixels = (i[:, None, None] * len(sizes[0]) + rows[:, :, None]) * len(sizes[1]) + columns[:, None]
+            x = x.flatten(0, 2).index_select(0, pixels.flatten()).view(x.shape)
+        return self.net(x.movedim(-1, 1) if x.ndim == 4 else x)
 
 
 class Actor(nn.Module):
@@ -117,17 +123,17 @@ class Actor(nn.Module):
     def __init__(self, encoder: Encoder, action_bounds: Tensor, hidden_dim: int, generator: Generator):
         super().__init__()
         self.register_buffer("action_bounds", action_bounds)  # [2, A]
-        sizes = [encoder.dim, hidden_dim, hidden_dim, 2 * action_bounds.shape[1]]
-        self.encoder, self.net = encoder, mlp(sizes, generator)
+        self.encoder, sizes = encoder, [encoder.dim, hidden_dim, hidden_dim, 2 * action_bounds.shape[1]]
+        self.net = mlp(sizes, generator)
 
-    def distribution(self, observation: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the mean and the standard deviation, each [B, A], of the normal distribution under the tanh."""
-        mean, std = self.net(self.encoder(observation, shift)).chunk(2, -1)
+    def distribution(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation, each [B, A], of the normal distribution under the tanh."""
+        mean, std = self.net(features).chunk(2, -1)
         return mean, F.softplus(std) + 0.1
 
-    def mode(self, observation: Tensor, shift: Tensor | None = None) -> Tensor:
-        """Return the actions [B, A], in [-1, 1], of largest density, for observations [B, ...]."""
-        mean, std = self.distribution(observation, shift)
+    def mode(self, features: Tensor) -> Tensor:
+        """Return the actions [B, A], in [-1, 1], of largest density, from the encoder's features [B, dim]."""
+        mean, std = self.distribution(features)
         action, slope = torch.tanh(mean), 2 * std**2  # it begins at the median, whose magnitude is smaller
         for _ in range(20):  # the density is largest where its derivative is 0: atanh(a) = mean + 2 std^2 a
             action = torch.tanh(mean + slope * action)
@@ -135,7 +141,7 @@ class Actor(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return the actions [B, A] that are played for observations [B, ...]: the mode, in their own bounds."""
-        return torch.lerp(*self.action_bounds, (self.mode(observation) + 1) / 2)
+        return torch.lerp(*self.action_bounds, (self.mode(self.encoder(observation)) + 1) / 2)
 
     def log_prob(self, mean: Tensor, std: Tensor, action: Tensor) -> Tensor:
         """Return log pi(a | s) [B] of actions [B, A], which count as 0.999 beyond: the density at 1 may be infinite."""
@@ -201,7 +207,7 @@ class Data(NamedTuple):
 
 
 def load_data(args: Args, device: torch.device) -> tuple[common.Dataset, Data, Tensor, Tensor, Tensor]:
-    """Return the dataset, its transitions, the mean and deviation of its observations, and the success examples."""
+    """Set flags that are not given; return dataset, transitions, mean and deviation of observations, and examples."""
     environment = args.env_id if args.eval_episodes else None
     dataset = common.load_dataset(args.dataset, environment, args.verify, args.allow_version_mismatch)
     rng = np.random.default_rng(common.seed_sequence(args.seed, "split"))
@@ -209,7 +215,7 @@ def load_data(args: Args, device: torch.device) -> tuple[common.Dataset, Data, T
     observations, image = torch.from_numpy(dataset.observations).flatten(0, 1), dataset.observations.ndim == 5
     if args.random_shift and not image:
         raise common.UserError(f"--random-shift is for images, and {args.dataset} has none; leave it out.")
-
+    vars(args).update({name: x[image] for name, x in DEFAULTS.items() if getattr(args, name) in (None, "auto")})
     index, t = np.nonzero(np.arange(dataset.observations.shape[1]) <= dataset.lengths[training, None])
     rows = np.random.default_rng(0).permutation(training[index] * dataset.observations.shape[1] + t)
     x = observations[torch.from_numpy(rows[: 2_000 if image else 100_000])].float()
@@ -229,7 +235,8 @@ class Batch(NamedTuple):
     future: Tensor  # [B, ...], drawn from the discounted future of (observation, action)
     log_ratio: Tensor  # [B] log p*(s) / p(s) of the futures
     noise: Tensor  # [B, A], standard normal, for the policy's own action
-    shifts: list  # of observations, futures and success examples: [B, 2], [B, 2] and [num_success, 2], or None
+    chosen: Tensor  # [N] which success examples are used, at most a batch of them
+    shifts: list  # of observations and futures, [2 B, 2], and of these success examples, [N, 2]; None without shift
 
 
 def sample(data: Data, args: Args, step: int, use: str = "batches") -> Batch:
@@ -239,13 +246,14 @@ def sample(data: Data, args: Args, step: int, use: str = "batches") -> Batch:
     row, remaining, _, action = (x[i] for x in getattr(data, use))
     k = 1 + (np.log1p(-u * (1 - args.discount**remaining)) / np.log(args.discount)).astype(int)  # the inverse CDF
     k = np.minimum(k, remaining)  # rounding must not cross the episode's end
-    noise, sizes = rng.standard_normal(action.shape, np.float32), [args.batch_size, args.batch_size, args.num_success]
+    noise, sizes = rng.standard_normal(action.shape, np.float32), [2 * len(i), min(len(i), args.num_success)]
+    chosen = rng.permutation(args.num_success)[: len(i)] if args.num_success > len(i) else np.arange(args.num_success)
     shifts = [rng.integers(2 * args.random_shift + 1, size=(n, 2)) if args.random_shift else None for n in sizes]
     rows = [torch.from_numpy(x).to(data.observations.device) for x in (row, row + k)]
     observation, future = (data.observations.index_select(0, x).to(data.device) for x in rows)
-    arrays = action, data.log_ratio[row + k], noise, *shifts
-    action, log_ratio, noise, *shifts = (x if x is None else torch.from_numpy(x).to(data.device) for x in arrays)
-    return Batch(observation, action, future, log_ratio, noise, shifts)
+    arrays = action, data.log_ratio[row + k], noise, chosen, *shifts
+    *tensors, shifts, examples_shift = (x if x is None else torch.from_numpy(x).to(data.device) for x in arrays)
+    return Batch(observation, tensors[0], future, *tensors[1:], [shifts, examples_shift])
 
 
 def fit_log_ratio(encoder: Encoder, data: Data, examples: Tensor, args: Args, generator: Generator) -> np.ndarray:
@@ -267,20 +275,19 @@ def fit_log_ratio(encoder: Encoder, data: Data, examples: Tensor, args: Args, ge
 def update(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, optimizer: Adam, args: Args) -> None:
     """Take one gradient step of both networks, from the same batch and the same parameters."""
     optimizer.zero_grad()
-    shift, future_shift, examples_shift = batch.shifts
-    features, psi = critic.encoder(batch.observation, shift), critic.psi(critic.encoder(batch.future, future_shift))
-    phi, weighted = critic.phi(features, batch.action), args.policy_objective == "weighted"
-    critic_loss(phi, psi).backward(inputs=list(critic.parameters()))
-
-    mean, std = actor.distribution(batch.observation, shift)
+    features, future = critic.encoder(torch.cat([batch.observation, batch.future]), batch.shifts[0]).chunk(2)
+    phi, psi, weighted = critic.phi(features, batch.action), critic.psi(future), args.policy_objective == "weighted"
+    mean, std = actor.distribution(features)
     action = torch.tanh(mean + std * batch.noise)
     with torch.no_grad():
-        psi = psi if weighted else critic.psi(critic.encoder(examples, examples_shift))
-    states = psi.detach(), batch.log_ratio, len(action), args.policy_objective
+        of_states = psi if weighted else critic.psi(critic.encoder(examples[batch.chosen], batch.shifts[1]))
+    states = of_states.detach(), batch.log_ratio, len(action), args.policy_objective
+    critic.requires_grad_(False)  # the value's gradient passes through the critic and changes nothing there
     value = policy_value(critic.phi(features.detach(), action), *states)
+    critic.requires_grad_(True)
     advantage = policy_value(phi.detach(), *states) - value.detach() if weighted else torch.zeros_like(value)
     loss = policy_loss(value, actor.log_prob(mean, std, batch.action), advantage, args.bc_coef)
-    loss.backward(inputs=list(actor.parameters()))  # the value's gradient passes through the critic and changes nothing
+    (critic_loss(phi, psi) + loss).backward()
     optimizer.step()
 
 
@@ -291,7 +298,7 @@ def measure(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, args: 
     phi, size = critic.phi(features, batch.action), len(batch.action)
     logits, states = phi @ psi.mT, psi if args.policy_objective == "weighted" else critic.psi(critic.encoder(examples))
     settings = states, batch.log_ratio, args.batch_size, args.policy_objective
-    positives, (mean, std) = logits.diagonal(dim1=1, dim2=2), actor.distribution(batch.observation)
+    positives, (mean, std) = logits.diagonal(dim1=1, dim2=2), actor.distribution(features)
     metrics = {
         "critic_loss": critic_loss(phi, psi),
         "categorical_accuracy": (logits.argmax(-1) == torch.arange(size, device=logits.device)).float().mean(),
@@ -299,7 +306,7 @@ def measure(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, args: 
         "logits_negative": (logits.sum() - positives.sum()) / (2 * size * (size - 1)),
         "bc_loss": -actor.log_prob(mean, std, batch.action).mean(),
         "value_data": policy_value(phi, *settings).mean(),
-        "value_policy": policy_value(critic.phi(features, actor.mode(batch.observation)), *settings).mean(),
+        "value_policy": policy_value(critic.phi(features, actor.mode(features)), *settings).mean(),
         "policy_std": std.mean(),
     }
     return {name: value.item() for name, value in metrics.items()}
@@ -307,12 +314,7 @@ def measure(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, args: 
 
 @torch.inference_mode()
 def evaluate(policy: nn.Module, env_id: str, episodes: int, seed: int, device: torch.device) -> dict[str, Any]:
-    """Play episodes in an environment of their own; return means, 95 % intervals, and `episodes`, one entry of each.
-
-    `return`: the sum of rewards. If the environment's `info` says whether the task is solved: `success`, after any
-    action; `final_success`, after the last; `initial_success`, before the first; `discounted_return`, the sum of 0.99^t
-    over the actions t = 0, 1, ... after which it is solved. `episode`: a number, the same for equal episodes.
-    """
+    """Play episodes in an environment of their own; return what docs/training.md explains, and each one's outcome."""
     env, known, solved, lists = common.make_env(env_id), {}, [], {"seed": [], "episode": [], "return": []}
     for i in range(episodes):
         lists["seed"].append(common.episode_seed(seed, "evaluation", i))
@@ -373,14 +375,13 @@ def train(args: Args) -> dict[str, Any]:
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")  # high: TF32, as convolutions
     args.dataset = common.find_dataset(args.env_id, args.quality, args.dataset)
     dataset, data, mean, std, examples = load_data(args, device)
-    if args.policy_objective == "auto":
-        args.policy_objective = "log_exp_f" if mean.ndim == 3 else "weighted"
-
+    if args.policy_objective == "weighted" and mean.ndim == 3:
+        raise common.UserError("--policy-objective weighted is for states, and these are images; leave it out.")
     generator = Generator().manual_seed(int(common.seed_sequence(args.seed, "weights").generate_state(1)[0]))
-    bounds, encoders = torch.from_numpy(dataset.action_bounds), [Encoder(mean, std, args, generator) for _ in "acr"]
-    actor = Actor(encoders[0], bounds, args.hidden_dim, generator).to(device)
-    critic = Critic(encoders[1], bounds.shape[1], args.hidden_dim, args.repr_dim, generator).to(device)
-    optimizer = Adam([*actor.parameters(), *critic.parameters()], args.learning_rate, eps=1e-7, fused=True)
+    bounds, encoder = torch.from_numpy(dataset.action_bounds), Encoder(mean, std, args, generator)
+    actor = Actor(encoder, bounds, args.hidden_dim, generator).to(device)
+    critic = Critic(encoder, bounds.shape[1], args.hidden_dim, args.repr_dim, generator).to(device)
+    optimizer = Adam(nn.ModuleList([actor, critic]).parameters(), args.learning_rate, eps=1e-7, fused=True)
     parts, first_step = {"actor": actor, "critic": critic, "optimizer": optimizer}, checkpoint.get("step", 0)
     try:
         for name, part in parts.items() if checkpoint else ():
@@ -405,9 +406,10 @@ def train(args: Args) -> dict[str, Any]:
             file.truncate(min(checkpoint.get("log_size", 0), file.tell()))
         writer = SummaryWriter(args.run_dir, purge_step=first_step + 1)
     if args.policy_objective == "weighted":  # on resuming the same is learned again
-        data = data._replace(log_ratio=fit_log_ratio(encoders[2], data, examples, args, generator))
+        data = data._replace(log_ratio=fit_log_ratio(encoder, data, examples, args, generator))
     seconds = checkpoint.get("seconds", {"data": 0.0, "training": 0.0, "evaluation": 0.0})
-    progress = tqdm(desc=f"{METHOD} on {args.env_id}", initial=first_step, total=args.gradient_steps, mininterval=1)
+    title = f"{METHOD} on {args.env_id}" + (f" (README.md: {README[args.env_id]})" if args.env_id in README else "")
+    progress = tqdm(desc=title, initial=first_step, total=args.gradient_steps, mininterval=1)
 
     def spend(kind: str) -> None:
         nonlocal started

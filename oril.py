@@ -13,7 +13,7 @@ Minimalist Approach to Offline Reinforcement Learning". `diff oril.py purl.py` s
 Differences from the LAEO paper's baseline (Hatch et al. 2023) and its released code (docs/oril.md has the reasons):
  1. The critic learns from the learned reward, as in the paper; the code computes it and then takes the true one.
  2. Reward and negatives are of the state in which a transition arrives; in the code, of the one from which it starts.
- 3. The classifier sees all success examples at every step; the code draws a batch of them with replacement.
+ 3. The classifier sees all success examples at every step, at most a batch; the code draws a batch with replacement.
  4. The policy is laeo.py's: it draws actions while it is trained and plays the likeliest; TD3+BC's is deterministic.
  5. Both target networks follow in the policy's delayed steps, as in TD3; in the code the critics' follow at every step.
  6. Standardisation, encoders, widths, batches, steps and rates are laeo.py's; the critic has layer normalisation.
@@ -43,6 +43,8 @@ import common
 
 METHOD = Path(__file__).stem
 Whole, Count, Share = Annotated[int, 0, 2**32 - 1], Annotated[int, 1, 2**32 - 1], Annotated[float, 0, 1]  # bounds
+DEFAULTS = {"gradient_steps": (20_000, 28_000), "batch_size": (256, 128), "random_shift": (0, 2)}  # states, images
+README = {"FetchPush": "0.949 / 0.932"}  # success at any / last step
 
 
 @dataclass
@@ -53,8 +55,8 @@ class Args:
     verify: bool = False  # check the dataset's checksums, which reads all of it
     allow_version_mismatch: bool = False  # use a dataset although another version of the simulator made it
     num_success: Count = 200  # how many success examples the method sees
-    gradient_steps: Count = 20_000  # training steps of reward and critic; the policy takes one in two
-    batch_size: Annotated[int, 2, 2**32 - 1] = 256  # transitions in a batch
+    gradient_steps: Annotated[int | None, 1, 2**32 - 1] = None  # the policy's are half; states 20,000, images 28,000
+    batch_size: Annotated[int | None, 2, 2**32 - 1] = None  # transitions in a batch; states 256, images 128
     learning_rate: Share = 1e-3  # Adam's step size for critic and policy at the start; it falls linearly to zero
     reward_learning_rate: Share = 1e-4  # the same for the reward network
     discount: Annotated[float, 1e-6, 1 - 1e-6] = 0.99  # how much a reward one step later counts
@@ -62,7 +64,7 @@ class Args:
     alpha: Annotated[float, 0, 1e6] = 10.0  # weight of the normalised Q-value against cloning in the policy's loss
     tau: Share = 0.005  # share of the way that target networks go at each of the policy's steps
     channels: Count = 16  # for images: of the first convolution; the second and the third have twice as many
-    random_shift: Annotated[int, 0, 32] = 0  # for images: move those of a batch by up to so many pixels (augmentation)
+    random_shift: Annotated[int | None, 0, 32] = None  # for images, 2: move them by up to so many pixels (augmentation)
     seed: Whole = 0  # of networks, batches, held-out episodes, success examples and evaluation starts
     num_threads: Count = 1  # of PyTorch on a CPU; more are faster alone, and far slower beside other busy processes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where to train; auto: on the GPU if there is one
@@ -94,24 +96,26 @@ class Encoder(nn.Module):
         super().__init__()
         self.register_buffer("observation_mean", mean.clone())
         self.register_buffer("observation_std", std.clone())
-        self.net, self.dim, self.pad = nn.Identity(), mean.numel(), [args.random_shift] * 4  # dim: how many features
+        self.net, self.dim, self.pad = nn.Identity(), mean.numel(), args.random_shift  # dim: how many features
         if mean.ndim == 3:
-            a, b = args.channels, 2 * args.channels
-            sizes = (mean.shape[2], a, 8, 4, 2), (a, b, 4, 2, 1), (b, b, 3, 1, 1)  # channels, kernel, stride, padding
+            (height, width, channels), a, b = mean.shape, args.channels, 2 * args.channels
+            sizes = (channels, a, 8, 4, 2), (a, b, 4, 2, 1), (b, b, 3, 1, 1)  # channels, kernel, stride, padding
             convolutions = [nn.utils.skip_init(nn.Conv2d, *size) for size in sizes]
             for c in convolutions:
                 nn.init.xavier_uniform_(c.weight, generator=generator), nn.init.zeros_(c.bias)
-            self.net = nn.Sequential(*(layer for c in convolutions for layer in (c, nn.ReLU())), nn.Flatten())
-            self.dim = self.net(torch.zeros(1, *mean.movedim(-1, 0).shape)).shape[1]
+            layers, self.dim = [layer for c in convolutions for layer in (c, nn.ReLU())] + [nn.Flatten()], 8 * a
+            dense = mlp([(height // 8) * (width // 8) * b, self.dim], generator)
+            self.net = nn.Sequential(*layers, *dense, nn.LayerNorm(self.dim), nn.Tanh())
 
     def forward(self, observation: Tensor, shift: Tensor | None = None) -> Tensor:
-        """Return features [B, dim] of observations; images are cut at rows and columns `shift` [B, 2] when padded."""
-        x = (observation - self.observation_mean) / self.observation_std
-        x = x.movedim(-1, 1) if x.ndim == 4 else x
-        if shift is not None:  # after standardising: what never moves is zero, wherever it is moved
-            windows = F.pad(x, self.pad, mode="replicate").unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
-            x = windows[torch.arange(len(x), device=x.device), :, shift[:, 0], shift[:, 1]]
-        return self.net(x)
+        """Return features [B, dim] of observations; images are padded, then cut at row and column `shift` [B, 2]."""
+        x = (observation - self.observation_mean).div_(self.observation_std)
+        if shift is not None:  # what never moves is zero now, wherever it is moved
+            i, *sizes = (torch.arange(size, device=x.device) for size in x.shape[:3])
+            rows, columns = ((k + shift[:, [axis]] - self.pad).clamp(0, len(k) - 1) for axis, k in enumerate(sizes))
+            pixels = (i[:, None, None] * len(sizes[0]) + rows[:, :, None]) * len(sizes[1]) + columns[:, None]
+            x = x.flatten(0, 2).index_select(0, pixels.flatten()).view(x.shape)
+        return self.net(x.movedim(-1, 1) if x.ndim == 4 else x)
 
 
 class Actor(nn.Module):
@@ -120,17 +124,17 @@ class Actor(nn.Module):
     def __init__(self, encoder: Encoder, action_bounds: Tensor, hidden_dim: int, generator: Generator):
         super().__init__()
         self.register_buffer("action_bounds", action_bounds)  # [2, A]
-        sizes = [encoder.dim, hidden_dim, hidden_dim, 2 * action_bounds.shape[1]]
-        self.encoder, self.net = encoder, mlp(sizes, generator)
+        self.encoder, sizes = encoder, [encoder.dim, hidden_dim, hidden_dim, 2 * action_bounds.shape[1]]
+        self.net = mlp(sizes, generator)
 
-    def distribution(self, observation: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the mean and the standard deviation, each [B, A], of the normal distribution under the tanh."""
-        mean, std = self.net(self.encoder(observation, shift)).chunk(2, -1)
+    def distribution(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation, each [B, A], of the normal distribution under the tanh."""
+        mean, std = self.net(features).chunk(2, -1)
         return mean, F.softplus(std) + 0.1
 
-    def mode(self, observation: Tensor, shift: Tensor | None = None) -> Tensor:
-        """Return the actions [B, A], in [-1, 1], of largest density, for observations [B, ...]."""
-        mean, std = self.distribution(observation, shift)
+    def mode(self, features: Tensor) -> Tensor:
+        """Return the actions [B, A], in [-1, 1], of largest density, from the encoder's features [B, dim]."""
+        mean, std = self.distribution(features)
         action, slope = torch.tanh(mean), 2 * std**2  # it begins at the median, whose magnitude is smaller
         for _ in range(20):  # the density is largest where its derivative is 0: atanh(a) = mean + 2 std^2 a
             action = torch.tanh(mean + slope * action)
@@ -138,7 +142,7 @@ class Actor(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return the actions [B, A] that are played for observations [B, ...]: the mode, in their own bounds."""
-        return torch.lerp(*self.action_bounds, (self.mode(observation) + 1) / 2)
+        return torch.lerp(*self.action_bounds, (self.mode(self.encoder(observation)) + 1) / 2)
 
     def log_prob(self, mean: Tensor, std: Tensor, action: Tensor) -> Tensor:
         """Return log pi(a | s) [B] of actions [B, A], which count as 0.999 beyond: the density at 1 may be infinite."""
@@ -179,9 +183,9 @@ class Networks(nn.Module):
     def __init__(self, encoders: list[Encoder], action_bounds: Tensor, hidden_dim: int, generator: Generator):
         super().__init__()
         self.actor = Actor(encoders[0], action_bounds, hidden_dim, generator)
-        self.critic = Critic(encoders[1], action_bounds.shape[1], hidden_dim, generator)
-        self.reward = Reward(encoders[2], hidden_dim, generator)
-        self.target_actor, self.target_critic = (deepcopy(x).requires_grad_(False) for x in (self.actor, self.critic))
+        self.critic = Critic(encoders[0], action_bounds.shape[1], hidden_dim, generator)
+        self.reward = Reward(encoders[1], hidden_dim, generator)
+        self.targets = deepcopy(nn.ModuleDict({"actor": self.actor, "critic": self.critic})).requires_grad_(False)
 
 
 def reward_loss(examples: Tensor, data: Tensor) -> Tensor:
@@ -209,7 +213,7 @@ class Data(NamedTuple):
 
 
 def load_data(args: Args, device: torch.device) -> tuple:
-    """Return the dataset, its transitions, the mean and deviation of its observations, examples, states by label."""
+    """Set flags that are not given; return dataset, transitions, mean and deviation, examples, states by label."""
     environment = args.env_id if args.eval_episodes else None
     dataset = common.load_dataset(args.dataset, environment, args.verify, args.allow_version_mismatch)
     rng = np.random.default_rng(common.seed_sequence(args.seed, "split"))
@@ -217,7 +221,7 @@ def load_data(args: Args, device: torch.device) -> tuple:
     observations, image = torch.from_numpy(dataset.observations).flatten(0, 1), dataset.observations.ndim == 5
     if args.random_shift and not image:
         raise common.UserError(f"--random-shift is for images, and {args.dataset} has none; leave it out.")
-
+    vars(args).update({name: x[image] for name, x in DEFAULTS.items() if getattr(args, name) in (None, "auto")})
     index, t = np.nonzero(np.arange(dataset.observations.shape[1]) <= dataset.lengths[training, None])
     rows = np.random.default_rng(0).permutation(training[index] * dataset.observations.shape[1] + t)
     x = observations[torch.from_numpy(rows[: 2_000 if image else 100_000])].float()
@@ -238,7 +242,8 @@ class Batch(NamedTuple):
     next_observation: Tensor  # [B, ...]
     terminal: Tensor  # [B], 1 where the episode truly ends, else 0
     noise: Tensor  # [B, A], standard normal, for the actions of policy and target policy
-    shifts: list  # of observations, next observations and success examples: [B, 2], [B, 2], [num_success, 2], or None
+    chosen: Tensor  # [N] which success examples are used, at most a batch of them
+    shifts: list  # of observations, next observations and these success examples, [B, 2], [B, 2] and [N, 2], or None
 
 
 def sample(data: Data, args: Args, step: int, use: str = "batches") -> Batch:
@@ -246,20 +251,22 @@ def sample(data: Data, args: Args, step: int, use: str = "batches") -> Batch:
     rng = np.random.default_rng(common.seed_sequence(args.seed, "batches" if use == "batches" else "metrics", step))
     i = rng.integers(len(getattr(data, use).row), size=args.batch_size)
     row, _, terminal, action = (x[i] for x in getattr(data, use))
-    noise, sizes = rng.standard_normal(action.shape, np.float32), [args.batch_size, args.batch_size, args.num_success]
+    noise, sizes = rng.standard_normal(action.shape, np.float32), [len(i), len(i), min(len(i), args.num_success)]
+    chosen = rng.permutation(args.num_success)[: len(i)] if args.num_success > len(i) else np.arange(args.num_success)
     shifts = [rng.integers(2 * args.random_shift + 1, size=(n, 2)) if args.random_shift else None for n in sizes]
     rows = [torch.from_numpy(x).to(data.observations.device) for x in (row, row + 1)]
     observation, following = (data.observations.index_select(0, x).to(data.device) for x in rows)
-    arrays = action, terminal, noise, *shifts
-    action, terminal, noise, *shifts = (x if x is None else torch.from_numpy(x).to(data.device) for x in arrays)
-    return Batch(observation, action, following, terminal, noise, shifts)
+    arrays = action, terminal, noise, chosen, *shifts
+    action, *tensors = (x if x is None else torch.from_numpy(x).to(data.device) for x in arrays)
+    return Batch(observation, action, following, *tensors[:3], tensors[3:])
 
 
+@torch.no_grad()
 def next_q(batch: Batch, networks: Networks, shift: Tensor | None) -> Tensor:
     """Return the target critics' Q [2, B] of what follows, with TD3's clipped noise on the target policy's mode."""
-    noise = (0.2 * batch.noise).clamp(-0.5, 0.5)
-    action = (networks.target_actor.mode(batch.next_observation, shift) + noise).clamp(-1, 1)
-    return networks.target_critic(networks.target_critic.encoder(batch.next_observation, shift), action)
+    targets, noise = networks.targets, (0.2 * batch.noise).clamp(-0.5, 0.5)
+    features = targets.critic.encoder(batch.next_observation, shift)
+    return targets.critic(features, (targets.actor.mode(features) + noise).clamp(-1, 1))
 
 
 def update(batch: Batch, examples: Tensor, networks: Networks, optimizer: Adam, args: Args, step: int) -> None:
@@ -267,22 +274,21 @@ def update(batch: Batch, examples: Tensor, networks: Networks, optimizer: Adam, 
     optimizer.zero_grad()
     shift, next_shift, examples_shift = batch.shifts
     logits = networks.reward(batch.next_observation, next_shift)
-    reward_loss(networks.reward(examples, examples_shift), logits).backward()
-
-    with torch.no_grad():
-        following = next_q(batch, networks, next_shift)
+    loss = reward_loss(networks.reward(examples[batch.chosen], examples_shift), logits)
     features, reward = networks.critic.encoder(batch.observation, shift), logits.detach().sigmoid()
-    critic_loss(networks.critic(features, batch.action), reward, batch.terminal, following, args.discount).backward()
-
+    q = networks.critic(features, batch.action)
+    loss = loss + critic_loss(q, reward, batch.terminal, next_q(batch, networks, next_shift), args.discount)
     if step % 2 == 1:  # the optimiser leaves networks without a gradient as they are
-        mean, std = networks.actor.distribution(batch.observation, shift)
+        mean, std = networks.actor.distribution(features)
+        networks.critic.requires_grad_(False)  # the policy's loss changes nothing there
         q = networks.critic(features.detach(), torch.tanh(mean + std * batch.noise))[0]
-        loss = policy_loss(q, networks.actor.log_prob(mean, std, batch.action), args.alpha)
-        loss.backward(inputs=list(networks.actor.parameters()))
+        networks.critic.requires_grad_(True)
+        loss = loss + policy_loss(q, networks.actor.log_prob(mean, std, batch.action), args.alpha)
+    loss.backward()
     optimizer.step()
     if step % 2 == 1:
-        targets = [*networks.target_actor.parameters(), *networks.target_critic.parameters()]
-        for target, parameter in zip(targets, [*networks.actor.parameters(), *networks.critic.parameters()]):
+        learned = nn.ModuleList([networks.actor, networks.critic]).parameters()
+        for target, parameter in zip(networks.targets.parameters(), learned):
             target.lerp_(parameter.detach(), args.tau)
 
 
@@ -290,31 +296,27 @@ def update(batch: Batch, examples: Tensor, networks: Networks, optimizer: Adam, 
 def measure(batch: Batch, examples: Tensor, labelled: dict[str, Tensor], networks: Networks, args: Args) -> dict:
     """Return metrics of one batch, without the random shift, and of states by label; docs/oril.md explains each."""
     logits, logits_examples = networks.reward(batch.next_observation), networks.reward(examples)
-    features, (mean, std) = networks.critic.encoder(batch.observation), networks.actor.distribution(batch.observation)
-    q, following = networks.critic(features, batch.action), next_q(batch, networks, None)
+    features = networks.critic.encoder(batch.observation)
+    q, (mean, std) = networks.critic(features, batch.action), networks.actor.distribution(features)
     metrics = {
         "reward_loss": reward_loss(logits_examples, logits),
-        "critic_loss": critic_loss(q, logits.sigmoid(), batch.terminal, following, args.discount),
+        "critic_loss": critic_loss(q, logits.sigmoid(), batch.terminal, next_q(batch, networks, None), args.discount),
         "bc_loss": -networks.actor.log_prob(mean, std, batch.action).mean(),
         "reward_examples": logits_examples.sigmoid().mean(),
         "reward_data": logits.sigmoid().mean(),
         "q_data": q.amin(0).mean(),
-        "q_policy": networks.critic(features, networks.actor.mode(batch.observation)).amin(0).mean(),
+        "q_policy": networks.critic(features, networks.actor.mode(features)).amin(0).mean(),
     }
     for label, x in labelled.items():
         metrics[f"reward_{label}"] = networks.reward(x).sigmoid().mean()
-        metrics[f"q_{label}"] = networks.critic(networks.critic.encoder(x), networks.actor.mode(x)).amin(0).mean()
+        features = networks.critic.encoder(x)
+        metrics[f"q_{label}"] = networks.critic(features, networks.actor.mode(features)).amin(0).mean()
     return {name: value.item() for name, value in metrics.items()}
 
 
 @torch.inference_mode()
 def evaluate(policy: nn.Module, env_id: str, episodes: int, seed: int, device: torch.device) -> dict[str, Any]:
-    """Play episodes in an environment of their own; return means, 95 % intervals, and `episodes`, one entry of each.
-
-    `return`: the sum of rewards. If the environment's `info` says whether the task is solved: `success`, after any
-    action; `final_success`, after the last; `initial_success`, before the first; `discounted_return`, the sum of 0.99^t
-    over the actions t = 0, 1, ... after which it is solved. `episode`: a number, the same for equal episodes.
-    """
+    """Play episodes in an environment of their own; return what docs/training.md explains, and each one's outcome."""
     env, known, solved, lists = common.make_env(env_id), {}, [], {"seed": [], "episode": [], "return": []}
     for i in range(episodes):
         lists["seed"].append(common.episode_seed(seed, "evaluation", i))
@@ -375,12 +377,11 @@ def train(args: Args) -> dict[str, Any]:
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")  # high: TF32, as convolutions
     args.dataset = common.find_dataset(args.env_id, args.quality, args.dataset)
     dataset, data, mean, std, examples, labelled = load_data(args, device)
-
     generator = Generator().manual_seed(int(common.seed_sequence(args.seed, "weights").generate_state(1)[0]))
-    bounds, encoders = torch.from_numpy(dataset.action_bounds), [Encoder(mean, std, args, generator) for _ in "acr"]
+    bounds, encoders = torch.from_numpy(dataset.action_bounds), [Encoder(mean, std, args, generator) for _ in "ar"]
     networks = Networks(encoders, bounds, args.hidden_dim, generator).to(device)
-    groups = [*networks.actor.parameters(), *networks.critic.parameters()], networks.reward.parameters()
-    optimizer = Adam([{"params": group} for group in groups], args.learning_rate, eps=1e-7, fused=True)
+    learned = nn.ModuleList([networks.actor, networks.critic]), networks.reward  # the shared encoder counts once
+    optimizer = Adam([{"params": x.parameters()} for x in learned], args.learning_rate, eps=1e-7, fused=True)
     parts, first_step = {"networks": networks, "optimizer": optimizer}, checkpoint.get("step", 0)
     try:
         for name, part in parts.items() if checkpoint else ():
@@ -405,7 +406,8 @@ def train(args: Args) -> dict[str, Any]:
             file.truncate(min(checkpoint.get("log_size", 0), file.tell()))
         writer = SummaryWriter(args.run_dir, purge_step=first_step + 1)
     seconds = checkpoint.get("seconds", {"data": 0.0, "training": 0.0, "evaluation": 0.0})
-    progress = tqdm(desc=f"{METHOD} on {args.env_id}", initial=first_step, total=args.gradient_steps, mininterval=1)
+    title = f"{METHOD} on {args.env_id}" + (f" (README.md: {README[args.env_id]})" if args.env_id in README else "")
+    progress = tqdm(desc=title, initial=first_step, total=args.gradient_steps, mininterval=1)
 
     def spend(kind: str) -> None:
         nonlocal started

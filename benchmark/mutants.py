@@ -39,7 +39,7 @@ MODULES = {"torch", "torch.special", "np", "np.random", "nn", "nn.init", "nn.uti
 PAIRS = [  # of names and of attributes, which are confused with each other
     ("mean", "std"), ("phi", "psi"), ("upper", "lower"), ("action", "data_action"), ("reward", "next_q"),
     ("observation", "future"), ("observation", "next_observation"), ("shift", "future_shift"), ("shift", "next_shift"),
-    ("examples_shift", "shift"), ("target_actor", "actor"), ("target_critic", "critic"), ("amin", "amax"),
+    ("examples_shift", "shift"), ("actor", "critic"), ("future", "features"), ("amin", "amax"),
     ("mean", "sum"), ("examples", "data"), ("row", "remaining"), ("observation_mean", "observation_std"),
     ("action", "noise"), ("logits", "logits_examples"), ("phi_nets", "psi_nets"), ("ones_like", "zeros_like"),
     ("softplus", "sigmoid"), ("argmax", "argmin"), ("batches", "metrics"), ("log", "log1p"),

@@ -1,11 +1,13 @@
 """Draw the results:  python benchmark/plots.py
 
-benchmark/figures/curves.png has the success of every single seed while it is trained, examples.png and sizes.png the
-success against the number of success examples and of episodes, with the intervals of the tables. A figure whose results
-are missing is left out.
+benchmark/figures/curves.png has the success of every single seed on FetchPush while it is trained, image_curves.png
+that of LAEO and ORIL on FetchPushImage, as the paper's Fig. 4; examples.png and sizes.png have the success against the
+number of success examples and of episodes, with the intervals of the tables. A figure whose results are missing is left
+out.
 """
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -24,9 +26,10 @@ COLORS = dict(zip(report.METHODS, ("tab:blue", "tab:orange", "tab:green", "tab:g
 LABELS = {"success": "success at any step", "final_success": "success at the last step"}
 
 
-def curves(axes: dict) -> bool:
-    """Draw a thin line for each seed on FetchPush, from the evaluations while it was trained to the final one."""
-    methods = dict(report.groups("state")).get("FetchPush", {})
+def curves(axes: dict, experiment: str = "state", task: str = "FetchPush", shown: Iterable[str] = COLORS) -> bool:
+    """Draw a thin line for each seed on a task, from the evaluations while it was trained to the final one."""
+    found = dict(report.groups(experiment)).get(task, {})
+    methods = {method: runs for method, runs in found.items() if method in shown}
     for kind, ax in axes.items():
         for method, runs in methods.items():
             for i, run in enumerate(runs):
@@ -62,6 +65,7 @@ def against(experiment: str, axes: dict, xlabel: str) -> bool:
 def main() -> None:
     drawings = {
         "curves": curves,
+        "image_curves": lambda axes: curves(axes, "images", "FetchPushImage", ("laeo", "oril")),
         "examples": lambda axes: against("examples", axes, "success examples"),
         "sizes": lambda axes: against("sizes", axes, "episodes"),
     }

@@ -41,6 +41,26 @@ import common  # noqa: E402
 
 STATE_TASKS = [env_id for env_id, task in common.TASKS.items() if task.state_task is None]
 METHODS = {"laeo": "LAEO", "oril": "ORIL", "purl": "PURL", "bc": "BC"}
+IMAGE_TASKS = ["FetchReachImage", "FetchReachImage_hard", "FetchPushImage", "FetchPushImageOccluded"]  # _hard: the data
+STANDARD = {  # runs that are a case of these experiments too: where they are, of what task, the case, which methods
+    "examples": ("state", "FetchPush", "200", ("laeo", "oril", "purl")),
+    "sizes": ("state", "FetchPush", "4000", tuple(METHODS)),
+    "image_examples": ("images", "FetchPushImage", "200", ("laeo", "oril", "purl")),
+    "image_sizes": ("images", "FetchPushImage", "4000", ("laeo", "bc")),
+}
+DIFFERENCES = {  # how the cases of an experiment are called in the tables of differences
+    "differences": {
+        "state": "{}",
+        "hard": "{}, hard data",
+        "examples": "FetchPush, success examples: {}",
+        "sizes": "FetchPush, episodes: {}",
+    },
+    "image_differences": {
+        "images": "{}",
+        "image_examples": "FetchPushImage, success examples: {}",
+        "image_sizes": "FetchPushImage, episodes: {}",
+    },
+}
 KINDS = ("success", "final_success")  # at any step after the first action, and at the last step
 RESAMPLES = 10_000
 INTERVALS = (
@@ -158,21 +178,18 @@ def groups(experiment: str) -> list[tuple[str, dict[str, list[dict]]]]:
         for name, run in runs.items():
             if name.startswith(f"{method}-"):
                 found.setdefault(name.split("-")[1], {}).setdefault(method, []).append(run)
-    if experiment in ("examples", "sizes"):  # FetchPush's standard runs are a case of these too
-        standard = load("state")
-        found["200" if experiment == "examples" else "4000"] = {
-            method: mine
-            for method in METHODS
-            if (mine := of_task(standard, method, "FetchPush")) and (method != "bc" or experiment == "sizes")
-        }
+    if experiment in STANDARD:
+        where, task, case, methods = STANDARD[experiment]
+        standard = load(where)
+        found[case] = {method: mine for method in methods if (mine := of_task(standard, method, task))}
     if all(case.isdigit() for case in found):
         return sorted(found.items(), key=lambda case: -int(case[0]))
-    return [(task, found[task]) for task in STATE_TASKS if task in found]
+    return [(task, found[task]) for task in (*STATE_TASKS, *IMAGE_TASKS) if task in found]
 
 
 def written(case: str) -> str:
-    """Return how a case of an experiment is written: a number with commas, a task as it is."""
-    return f"{int(case):,}" if case.isdigit() else case
+    """Return how a case of an experiment is written: a number with commas, a task as it is, and its data if hard."""
+    return f"{int(case):,}" if case.isdigit() else case.replace("_hard", ", hard data")
 
 
 def methods_table(experiment: str, first_column: str) -> str:
@@ -189,14 +206,13 @@ def methods_table(experiment: str, first_column: str) -> str:
     return table(caption, columns, rows)
 
 
-def differences_table() -> str:
-    """Return the table of LAEO's rates minus those of the other methods, in every case of every experiment."""
+def differences_table(names: dict[str, str]) -> str:
+    """Return the table of LAEO's rates minus those of the other methods, in every case of the named experiments."""
     rows = []
-    names = {"state": "{}", "hard": "{}, hard data", "examples": "FetchPush, success examples: {}"}
-    for experiment, name in (names | {"sizes": "FetchPush, episodes: {}"}).items():
+    for experiment, name in names.items():
         for case, methods in groups(experiment):
-            if (experiment, case) in (("examples", "200"), ("sizes", "4000")):
-                continue  # which are FetchPush's standard runs
+            if experiment in STANDARD and case == STANDARD[experiment][2]:
+                continue  # which are in the table already
             for method, other in methods.items():
                 if method != "laeo" and "laeo" in methods:
                     pairs = [[[outcomes(run, kind) for run in x] for x in (methods["laeo"], other)] for kind in KINDS]
@@ -317,6 +333,54 @@ def threads_table() -> str:
     return table(caption, columns, rows)
 
 
+def image_step_table() -> str:
+    """Return what benchmark/image_step.py measured."""
+    path, rows, caption = RESULTS / "image_step.json", [], "Not measured yet: `python benchmark/image_step.py`."
+    if path.exists():
+        result = json.loads(path.read_text())
+        matrix = np.median([x for row in result["rows"] for x in row["matrix"]])
+        machine = "on one thread of {cpu} ({cores} cores) with PyTorch {torch}".format(**result["machine"])
+        rounds = "medians of {rounds} rounds of {seconds:g} s, and the smallest and the largest".format(**result)
+        caption = (
+            f"A training step of LAEO on images {machine}: {rounds}. `before` is commit {result['before']}. Share: the "
+            f"step's operations in a CPU second against those of large matrix products, {matrix:.1f} GFLOP/s."
+        )
+        first = np.median(result["rows"][0]["cpu"])
+        for row in result["rows"]:
+            times = [1e3 * np.array(row[kind]) for kind in ("cpu", "wall")]
+            cells = [f"{np.median(x):.1f} ({x.min():.1f} to {x.max():.1f})" for x in times]
+            settings = [str(row[name]) for name in ("code", "objective", "batch_size", "random_shift")]
+            cpu = np.median(row["cpu"])
+            share = row["gflop"] / cpu / matrix
+            rows.append([*settings, f"{row['gflop']:.2f}", *cells, f"{first / cpu:.2f}", f"{share:.2f}"])
+    columns = "code | objective | batch | shift | GFLOP | CPU, ms | wall, ms | times as fast (CPU) | share"
+    return table(caption, columns, rows)
+
+
+def image_search_table() -> str:
+    """Return the table of the settings that benchmark/image_search.py tried, each in the order of its list."""
+    names = list(json.loads((Path(__file__).parent / "image_search.json").read_text()))
+    found, rows = {}, []
+    for run in load("image_search").values():
+        found.setdefault((run["name"], run["device"], run["schedule"] == "steps"), []).append(run)
+    for key in sorted(found, key=lambda key: (names.index(key[0]) if key[0] in names else len(names), *key)):
+        name, device, _ = key
+        mine = sorted(found[key], key=lambda run: run["args"]["seed"])
+        differs = ", ".join(x if y is True else f"{x} {y}" for x, y in mine[0]["differs"].items())
+        taken, asked = sorted({run["steps"] for run in mine}), mine[0]["settings"]["steps"]
+        steps = " to ".join(f"{x:,}" for x in dict.fromkeys((taken[0], taken[-1])))
+        steps += "" if taken == [asked] else f" of {asked:,}"
+        each = ", ".join(str(run["args"]["seed"]) for run in mine)
+        rows.append([name, differs, steps, device, *(rate(mine, kind) for kind in KINDS), each, seeds(mine)])
+    caption = (
+        f"Settings on FetchPushImage, on search seeds, 200 episodes each. {INTERVALS} Of one seed they speak of other "
+        "starts alone. Where fewer steps were taken than asked for, the learning rate fell to zero over the time of "
+        "the run."
+    )
+    columns = "setting | what differs | steps | device | any step | last step | seeds | each seed, any / last"
+    return table(caption, columns, rows)
+
+
 def ratio_table() -> str:
     """Return what benchmark/ratio.py measured: means over seeds, with the smallest and the largest seed."""
     path = RESULTS / "ratio.json"
@@ -355,8 +419,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "examples": lambda: methods_table("examples", "success examples"),
     "sizes": lambda: methods_table("sizes", "episodes"), "settings": settings_table, "search": search_table,
     "bandwidth": lambda: methods_table("bandwidth", "success examples"),
-    "differences": differences_table, "tasks": tasks_table, "data": data_table,
-    "behavior": behavior_table, "threads": threads_table, "ratio": ratio_table, "camera": camera_table,
+    "images": lambda: methods_table("images", "task"),
+    "image_examples": lambda: methods_table("image_examples", "success examples"),
+    "image_sizes": lambda: methods_table("image_sizes", "episodes"), "image_search": image_search_table,
+    "differences": lambda: differences_table(DIFFERENCES["differences"]),
+    "image_differences": lambda: differences_table(DIFFERENCES["image_differences"]),
+    "tasks": tasks_table, "data": data_table, "behavior": behavior_table, "threads": threads_table,
+    "image_step": image_step_table, "ratio": ratio_table, "camera": camera_table,
 }  # fmt: skip
 
 

@@ -49,6 +49,8 @@ DATA = {  # beside each task's standard dataset; 31,271 episodes are the paper's
     "FetchPush-hard": "--env-id FetchPush --quality hard",
     "FetchPush-400": "--env-id FetchPush --num-episodes 400",
     "FetchPush-31271": "--env-id FetchPush --num-episodes 31271",
+    "FetchReachImage-hard": "--env-id FetchReachImage --quality hard",
+    "FetchPushImage-12000": "--env-id FetchPushImage --num-episodes 12000",
 }
 LARGE = "--dataset datasets/FetchPush-31271-medium"
 SETTINGS = {  # LAEO on FetchPush, 200 examples; to be compared with state/laeo-FetchPush-SEED, sizes/laeo-31271-SEED
@@ -63,13 +65,18 @@ SETTINGS = {  # LAEO on FetchPush, 200 examples; to be compared with state/laeo-
 SEARCH_COMMIT = "618187c"
 SEARCH_SEEDS = (100, 101, 102)  # in no table; the evaluation starts of a seed are the same for every setting
 SEARCH_FLAGS = "--env-id FetchPush --eval-episodes 300 --eval-interval 0"
-IMAGES = {  # a setting for two cores
-    "FetchReachImage": "--batch-size 128 --learning-rate 2e-3 --gradient-steps 1000",
-    "FetchPushImage": "--batch-size 128 --learning-rate 2e-3 --gradient-steps 14000 --random-shift 2",
+CURVES = "--eval-interval 4000"  # for learning curves
+REACH_IMAGE = "--gradient-steps 1000"  # the easiest task of images
+IMAGES = {  # flags, methods and number of seeds; `_hard` stands for hard data
+    "FetchReachImage": (REACH_IMAGE, METHODS, 3),
+    "FetchReachImage_hard": (f"--quality hard {REACH_IMAGE}", METHODS, 3),
+    "FetchPushImage": (CURVES, METHODS, 3),
+    "FetchPushImageOccluded": ("", ("laeo", "oril", "bc"), 2),
 }
-# On a GPU: the paper's sizes, dataset and steps. These have not been run.
-GPU = "--channels 32 --hidden-dim 1024 --batch-size 1024 --learning-rate 3e-4 --gradient-steps 250000 --device cuda "
-GPU += "--eval-interval 50000"  # an evaluation takes half a minute
+LARGE_IMAGES = "--dataset datasets/FetchPushImage-12000-medium"
+# On a GPU: the paper's sizes, dataset and steps, and no random shift. These have not been run.
+GPU = "--channels 32 --hidden-dim 1024 --batch-size 1024 --learning-rate 3e-4 --gradient-steps 250000 --random-shift 0 "
+GPU += "--device cuda --eval-interval 50000"  # an evaluation takes half a minute
 GPU_EPISODES = 31_271
 
 
@@ -124,10 +131,21 @@ def experiments() -> dict[str, dict[str, list[str]]]:
     random = {task: f"benchmark/run.py --random --env-id {task}" for task in STATE_TASKS}
     behavior = {task: f"benchmark/run.py --behavior --env-id {task}" for task in STATE_TASKS}
     images = {
-        f"{method}-{task}-{seed}": f"{method}.py --env-id {task} --seed {seed} {given}"
-        for task, given in IMAGES.items()
-        for method in METHODS
+        f"{method}-{case}-{seed}": f"{method}.py --env-id {case.removesuffix('_hard')} --seed {seed} {given}"
+        for case, (given, methods, seeds) in IMAGES.items()
+        for method in methods
+        for seed in range(seeds)
+    }
+    image_examples = {  # 200 are among images
+        f"{method}-{n}-{seed}": f"{method}.py --env-id FetchPushImage --num-success {n} --seed {seed}"
+        for n in (10, 1)
+        for method in METHODS[:-1]
         for seed in range(3)
+    }
+    image_sizes = {  # 4,000 episodes are among images
+        f"{method}-12000-{seed}": f"{method}.py --env-id FetchPushImage {LARGE_IMAGES} --seed {seed}"
+        for method in ("laeo", "bc")
+        for seed in range(2)
     }
     gpu = {}
     for task in ("FetchPushImage", "FetchPushImageOccluded"):
@@ -139,7 +157,7 @@ def experiments() -> dict[str, dict[str, list[str]]]:
                 gpu[f"{method}-{task}-{n}"] = command
     runs = {"data": data, "state": state, "hard": hard, "examples": examples, "sizes": sizes, "settings": settings}
     runs |= {"bandwidth": bandwidth, "search": search, "random": random, "behavior": behavior}
-    runs |= {"images": images, "gpu": gpu}
+    runs |= {"images": images, "image_examples": image_examples, "image_sizes": image_sizes, "gpu": gpu}
     return {name: {run: command.split() for run, command in commands.items()} for name, commands in runs.items()}
 
 
@@ -301,7 +319,7 @@ def main() -> None:
                 continue
             done = target.exists() and (command[0] != "collect_data.py" or dataset(name).exists())
             if args.list:
-                print("done " if done else "to do", experiment.ljust(9), "python", " ".join(command))
+                print("done " if done else "to do", experiment.ljust(14), "python", " ".join(command))
             elif args.redo or not done:
                 todo.append((target, command))
     made = {dataset(target.stem) for target, command in todo if command[0] == "collect_data.py"}

@@ -48,7 +48,7 @@ class Args:
 @cache
 def prepare(env_id: str, path: Path | None, batch_size: int) -> Callable[[int], None]:
     """Return a function that takes gradient step i of LAEO, on data in `path` or, where it is None, random numbers."""
-    args, device = laeo.Args(env_id=env_id, dataset=path, batch_size=batch_size), torch.device("cpu")
+    args, device = laeo.Args(env_id, dataset=path, batch_size=batch_size, random_shift=0), torch.device("cpu")
     args.policy_objective = "log_exp_f" if len(SHAPES[env_id]) == 3 else "weighted"
     if path:
         dataset, data, mean, std, examples = laeo.load_data(args, device)
@@ -66,15 +66,14 @@ def prepare(env_id: str, path: Path | None, batch_size: int) -> Callable[[int], 
             return torch.from_numpy(rng.uniform(-1, 1, (n, 4)).astype(np.float32))
 
         bounds, examples = torch.tensor([[-1.0] * 4, [1.0] * 4]), observations(args.num_success)
-        batches = [
-            laeo.Batch(observations(n), actions(), observations(n), torch.zeros(n), torch.randn(n, 4), [None] * 3)
-            for _ in range(8)
-        ]
+        rest = torch.zeros(n), torch.randn(n, 4), torch.arange(min(n, args.num_success)), [None] * 2
+        batches = [laeo.Batch(observations(n), actions(), observations(n), *rest) for _ in range(8)]
     generator = torch.Generator().manual_seed(0)
-    encoders = [laeo.Encoder(mean, std, args, generator) for _ in "ac"]
-    actor = laeo.Actor(encoders[0], bounds, args.hidden_dim, generator)
-    critic = laeo.Critic(encoders[1], bounds.shape[1], args.hidden_dim, args.repr_dim, generator)
-    optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], args.learning_rate, eps=1e-7, fused=True)
+    encoder = laeo.Encoder(mean, std, args, generator)
+    actor = laeo.Actor(encoder, bounds, args.hidden_dim, generator)
+    critic = laeo.Critic(encoder, bounds.shape[1], args.hidden_dim, args.repr_dim, generator)
+    learned = torch.nn.ModuleList([actor, critic]).parameters()  # those of the encoder once
+    optimizer = torch.optim.Adam(learned, args.learning_rate, eps=1e-7, fused=True)
     return lambda i: laeo.update(batches[i % len(batches)], examples, actor, critic, optimizer, args)
 
 

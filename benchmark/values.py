@@ -48,11 +48,11 @@ def load(run_dir: Path) -> tuple:
     dataset, data, mean, std, examples = laeo.load_data(args, CPU)
     generator = torch.Generator().manual_seed(int(common.seed_sequence(args.seed, "weights").generate_state(1)[0]))
     bounds = torch.from_numpy(dataset.action_bounds)
-    encoders = [laeo.Encoder(mean, std, args, generator) for _ in "acr"]
-    actor = laeo.Actor(encoders[0], bounds, args.hidden_dim, generator)
-    critic = laeo.Critic(encoders[1], bounds.shape[1], args.hidden_dim, args.repr_dim, generator)
+    encoder = laeo.Encoder(mean, std, args, generator)
+    actor = laeo.Actor(encoder, bounds, args.hidden_dim, generator)
+    critic = laeo.Critic(encoder, bounds.shape[1], args.hidden_dim, args.repr_dim, generator)
     if args.policy_objective == "weighted":
-        data = data._replace(log_ratio=laeo.fit_log_ratio(encoders[2], data, examples, args, generator))
+        data = data._replace(log_ratio=laeo.fit_log_ratio(encoder, data, examples, args, generator))
     actor.load_state_dict(checkpoint["actor"])
     critic.load_state_dict(checkpoint["critic"])
     return args, dataset, data, examples, actor, critic
@@ -90,8 +90,8 @@ def measure(args: laeo.Args, dataset: common.Dataset, data: laeo.Data, examples,
             chosen = rng.permutation(found)[:STATES]
             if not len(chosen):
                 continue
-            observation = data.observations[torch.from_numpy(heldout.row[chosen])]
-            features, action = critic.encoder(observation), actor.mode(observation)
+            features = critic.encoder(data.observations[torch.from_numpy(heldout.row[chosen])])
+            action = actor.mode(features)
             phi = critic.phi(features, action)
             values = [
                 laeo.policy_value(x, *settings)
@@ -128,14 +128,14 @@ def measure_solved(args: laeo.Args, dataset, data: laeo.Data, examples, actor, c
     env.close()
     for end, found in states.items():
         if found:
-            observation = torch.from_numpy(np.array(found))
-            features, action = critic.encoder(observation), actor.mode(observation)
+            features = critic.encoder(torch.from_numpy(np.array(found)))
+            action = actor.mode(features)
             value, nothing = (laeo.policy_value(critic.phi(features, a), *settings) for a in (action, 0 * action))
             best = best_of_random(features, action.shape[1], critic, settings, rng)
             rows.append({
                 "end": end, "states": len(found), "policy": value.mean().item(),
                 "nothing": (nothing - value).mean().item(), "best_random": (best - value).mean().item(),
-                "std": actor.distribution(observation)[1].mean().item(),
+                "std": actor.distribution(features)[1].mean().item(),
             })  # fmt: skip
     return rows
 

@@ -57,7 +57,7 @@ def test_gradient_is_that_of_laeo_with_nothing_but_cloning():
     action = torch.rand(8, 3, generator=generator) * 2 - 1
     optimizer = torch.optim.SGD([*actor.parameters(), *critic.parameters(), *clone.parameters()], 0.0)
     noise = torch.randn(8, 3, generator=generator)
-    batch = laeo.Batch(states[0], action, states[1], torch.zeros(8), noise, [None] * 3)
+    batch = laeo.Batch(states[0], action, states[1], torch.zeros(8), noise, torch.arange(8), [None] * 2)
     laeo.update(batch, states[2], actor, critic, optimizer, laeo.Args(bc_coef=1.0, policy_objective="log_exp_f"))
     gradients = [parameter.grad.clone() for parameter in actor.parameters()]
     bc.update(bc.Batch(states[0], action, None), clone, optimizer)

@@ -563,9 +563,10 @@ def test_random_shift_moves_each_image_by_itself_and_repeats_its_edge(random_ima
     """By up to two pixels, all 25 ways alike; what never moves drops out, for images are standardised first."""
     args = small_args(laeo, random_images, batch_size=200, num_success=20, random_shift=2)
     _, data, *_ = laeo.load_data(args, CPU)
-    shifts = laeo.sample(data, args, 0).shifts
-    assert [tuple(shift.shape) for shift in shifts] == [(200, 2), (200, 2), (20, 2)]
-    assert not torch.equal(shifts[0], shifts[1])
+    both, of_examples = laeo.sample(data, args, 0).shifts
+    assert [tuple(shift.shape) for shift in (both, of_examples)] == [(200 + 200, 2), (20, 2)]
+    shifts = both.split(200)  # of states, and of their futures
+    assert not torch.equal(*shifts)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (200, 9, 9, 3), dtype=np.uint8)
     encoder = laeo.Encoder(torch.zeros(9, 9, 3), torch.ones(9, 9, 3), args, torch.Generator())
@@ -612,10 +613,11 @@ def test_training_shifts_all_images_and_metrics_none(method, random_images, tmp_
     args = small_args(script, random_images, tmp_path / "run", random_shift=3, gradient_steps=2, log_interval=1)
     script.train(args)
     used = {16} if method == "bc" else {16, 10}  # a batch, and the success examples
-    assert sizes["update"] == used and sizes["measure"] >= used  # these also of states by label
+    assert sizes["measure"] >= used  # these also of states by label
+    assert sizes["update"] == ({2 * 16, 10} if method == "laeo" else used)  # states and futures in one pass
 
 
-def test_encoder_is_standardisation_and_three_convolutions():
+def test_encoder_is_standardisation_three_convolutions_and_a_normalised_linear_layer():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (5, 64, 64, 3), dtype=torch.uint8, generator=generator)
     mean, std, args = images.float().mean(0), torch.full((64, 64, 3), 70.0), laeo.Args(channels=4)
@@ -628,8 +630,11 @@ def test_encoder_is_standardisation_and_three_convolutions():
             size, kernel = (x.shape[-1] + 2 * padding - weight.shape[-1]) // stride + 1, weight.shape[-1]
             patches = nn.functional.unfold(x, kernel, padding=padding, stride=stride)
             x = (weight.flatten(1) @ patches).unflatten(-1, (size, size)).clamp(min=0)  # the biases begin at zero
-        torch.testing.assert_close(features.double(), x.flatten(1), atol=1e-4, rtol=1e-4)
-        assert features.shape == (5, encoder.dim) == (5, 8 * 8 * 8)
+        assert x.shape == (5, 8, 8, 8)
+        x = x.flatten(1) @ encoder.net[7].weight.double().T
+        x = ((x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-5).sqrt()).tanh()
+        torch.testing.assert_close(features.double(), x, atol=1e-4, rtol=1e-4)
+        assert features.shape == (5, encoder.dim) == (5, 8 * 4)
     assert laeo.Encoder(torch.zeros(6), torch.ones(6), args, generator).dim == 6
 
 
@@ -646,7 +651,7 @@ def test_actions_weigh_as_much_as_all_features_of_an_image(images):
     with torch.no_grad():
         critic.phi(features, torch.zeros_like(actions)), critic.phi(torch.zeros_like(features), actions)
     by_features, by_actions = torch.stack(heard).view(2, 2).mean(1).tolist()
-    assert encoder.dim == (512 if images else 25)
+    assert encoder.dim == (32 if images else 25)
     assert by_actions / by_features == pytest.approx(1.0 if images else 4 / 25, rel=0.15)
 
 

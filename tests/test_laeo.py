@@ -19,6 +19,7 @@ import purl
 SCRIPTS = {"laeo": laeo, "bc": bc, "oril": oril, "purl": purl}
 CPU = torch.device("cpu")
 BOUNDS = torch.tensor([[-2.0, 0.1, -1.0], [2.0, 0.7, 1.0]])
+NETWORKS = ("Actor", "Critic")
 IMAGE = (8, 16, 3)  # height and width differ, so that confusing them shows
 
 
@@ -36,9 +37,9 @@ def make_encoder(script=laeo, shape=(6,), generator=None, random_shift=0, channe
 
 def make_networks(shape=(6,), bounds=BOUNDS, hidden_dim=32, repr_dim=8, seed=0, random_shift=0):
     generator = torch.Generator().manual_seed(seed)
-    encoders = [make_encoder(laeo, shape, generator, random_shift) for _ in range(2)]
-    actor = laeo.Actor(encoders[0], bounds, hidden_dim, generator)
-    critic = laeo.Critic(encoders[1], bounds.shape[1], hidden_dim, repr_dim, generator)
+    encoder = make_encoder(laeo, shape, generator, random_shift)  # of both
+    actor = laeo.Actor(encoder, bounds, hidden_dim, generator)
+    critic = laeo.Critic(encoder, bounds.shape[1], hidden_dim, repr_dim, generator)
     return actor, critic
 
 
@@ -75,6 +76,38 @@ def features_of(encoder, observation, shift, pad):
         return encoder(observation)
     x = shift_with_numpy(observation, encoder.observation_mean, encoder.observation_std, shift, pad)
     return encoder.net(torch.from_numpy(np.ascontiguousarray(x)))
+
+
+def parameters_of(*networks):
+    """Return all parameters, those of an encoder that two networks share once."""
+    return list(torch.nn.ModuleList(networks).parameters())
+
+
+def add_gradients(*losses):
+    """Return {parameter: gradient} of the sum of losses, each of them given with the parameters that it may reach.
+
+    Each loss is differentiated by itself, as if there were no other.
+    """
+    found = {}
+    for loss, parameters in losses:
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, retain_graph=True)):
+            found[parameter] = found.get(parameter, 0) + gradient
+    return found
+
+
+def encoded(encoder, images):
+    """Return an encoder's features of images in float64, by numpy, from its weights alone."""
+    layers, mean = list(encoder.net), encoder.observation_mean.double().numpy()
+    weights = [[p.detach().double().numpy() for p in layer.parameters()] for layer in layers]
+    x = np.moveaxis((images.double().numpy() - mean) / encoder.observation_std.double().numpy(), -1, 1)
+    for (weight, bias), stride, pad in zip(weights[:6:2], (4, 2, 1), (2, 1, 1)):
+        x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+        windows = np.lib.stride_tricks.sliding_window_view(x, weight.shape[2:], (2, 3))[:, :, ::stride, ::stride]
+        x = np.maximum(np.einsum("nchwij,ocij->nohw", windows, weight) + bias[:, None, None], 0)
+    linear, norm = weights[7:9]
+    x = x.reshape(len(x), -1) @ linear[0].T + linear[1]
+    x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    return np.tanh(x * norm[0] + norm[1])
 
 
 def perceptron(net, x):
@@ -181,7 +214,7 @@ def gaussian_data(num_examples):
 def fit_log_ratio(data, examples, seed=0, **flags):
     generator = torch.Generator().manual_seed(seed)
     encoder = laeo.Encoder(torch.zeros(2), torch.ones(2), laeo.Args(), generator)
-    return laeo.fit_log_ratio(encoder, data, examples, laeo.Args(**flags), generator)
+    return laeo.fit_log_ratio(encoder, data, examples, laeo.Args(batch_size=256, **flags), generator)
 
 
 def test_log_ratio_is_learned_from_examples_and_data():
@@ -407,25 +440,46 @@ def test_networks_standardise_observations(script):
 
 
 @pytest.mark.parametrize("height, width", [(8, 8), (64, 84)])
-def test_encoder_is_three_convolutions_on_standardised_images(script, height, width):
+def test_encoder_is_convolutions_and_a_normalised_linear_layer_on_standardised_images(script, height, width):
+    """Three convolutions, one layer to 8 * channels features, layer normalisation, tanh; against numpy in float64."""
     encoder = make_encoder(script, (height, width, 2), channels=5)
-    shapes = [(5, 2, 8, 8), (10, 5, 4, 4), (10, 10, 3, 3)]
-    assert [tuple(layer.weight.shape) for layer in encoder.net[:6:2]] == shapes
-    for layer in encoder.net[:6:2]:
+    layers = ["Conv2d", "ReLU"] * 3 + ["Flatten", "Linear", "LayerNorm", "Tanh"]
+    assert [type(layer).__name__ for layer in encoder.net] == layers
+    flat = {(8, 8): 1, (64, 84): 8 * 10}[height, width]
+    shapes = [(5, 2, 8, 8), (10, 5, 4, 4), (10, 10, 3, 3), (40, 10 * flat)]
+    assert [tuple(layer.weight.shape) for layer in (*encoder.net[:6:2], encoder.net[7])] == shapes
+    for layer in (*encoder.net[:6:2], encoder.net[7]):
         assert not layer.bias.any()
-        fan_in, fan_out = (layer.weight[0, 0].numel() * channels for channels in layer.weight.shape[1::-1])
+        fan_in, fan_out = (layer.weight[0, 0].numel() * size for size in layer.weight.shape[1::-1])
         assert 0.9 < layer.weight.abs().max() / (6 / (fan_in + fan_out)) ** 0.5 <= 1
-    randomise(encoder)
+    assert (encoder.net[8].weight == 1).all() and not encoder.net[8].bias.any()
     images = torch.randint(0, 256, (3, height, width, 2), dtype=torch.uint8)
-    x = np.moveaxis((images.numpy() - encoder.observation_mean.double().numpy()) / 70, -1, 1)
-    for layer, stride, pad in zip(encoder.net[:6:2], (4, 2, 1), (2, 1, 1)):
-        weight, bias = layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()
-        x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-        windows = np.lib.stride_tricks.sliding_window_view(x, weight.shape[2:], (2, 3))[:, :, ::stride, ::stride]
-        x = np.maximum(np.einsum("nchwij,ocij->nohw", windows, weight) + bias[:, None, None], 0)
-    features = encoder(images).detach().numpy()
-    np.testing.assert_allclose(features, x.reshape(3, -1), rtol=1e-3, atol=1e-4)
-    assert features.shape == (3, encoder.dim)
+    for _ in range(2):
+        features = encoder(images).detach().numpy()
+        np.testing.assert_allclose(features, encoded(encoder, images), rtol=1e-3, atol=1e-4)
+        assert features.shape == (3, encoder.dim) == (3, 40) and 0.1 < np.abs(features).max() < 1
+        randomise(encoder)  # the second time every parameter counts
+
+
+@pytest.mark.parametrize("shape", [(6,), IMAGE])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_standardising_changes_no_observation_and_no_statistic(script, shape, dtype):
+    """It is done in place, in memory of its own: as (x - mean) / std in float64, to float32's precision."""
+    encoder, generator = make_encoder(script, shape), torch.Generator().manual_seed(2)
+    encoder.net = torch.nn.Identity()
+    encoder.observation_mean.copy_(200 * torch.rand(shape, generator=generator))
+    encoder.observation_std.copy_(1 + 50 * torch.rand(shape, generator=generator))
+    statistics = [x.clone() for x in encoder.buffers()]
+    observation = (256 * torch.rand(9, *shape, generator=generator)).to(dtype)
+    before = observation.clone()
+    with torch.inference_mode():
+        features = encoder(observation)
+    expected = (before.double().numpy() - statistics[0].double().numpy()) / statistics[1].double().numpy()
+    expected = np.moveaxis(expected, -1, 1) if len(shape) == 3 else expected
+    assert features.dtype == torch.float32 and np.abs(expected).max() > 3
+    np.testing.assert_allclose(features.numpy(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(observation, before) and observation.dtype == dtype
+    assert all(map(torch.equal, encoder.buffers(), statistics))
 
 
 def test_images_are_standardised_first_and_then_shifted(script):
@@ -451,12 +505,12 @@ def test_what_never_moves_is_exactly_zero_wherever_an_image_is_shifted(script):
 def test_twin_critics_take_features_and_scaled_actions():
     """Beside the features of an image, actions weigh as much as all of these; beside a state's numbers as one."""
     rng = np.random.default_rng(0)
-    for shape, scale in (((6,), 1.0), (IMAGE, (16 / 3) ** 0.5)):
+    for shape, scale in (((6,), 1.0), (IMAGE, (32 / 3) ** 0.5)):
         _, critic = make_networks(shape)
         randomise(critic)
         assert len(critic.phi_nets) == len(critic.psi_nets) == 2
         dim = critic.encoder.dim
-        assert dim == (6 if shape == (6,) else 8 * 1 * 2)
+        assert dim == (6 if shape == (6,) else 8 * 4)
         features, action = rng.normal(size=(5, dim)), rng.uniform(-1, 1, (5, 3))
         phi = critic.phi(torch.from_numpy(features).float(), torch.from_numpy(action).float()).detach().numpy()
         psi = critic.psi(torch.from_numpy(features).float()).detach().numpy()
@@ -531,6 +585,10 @@ def test_noise_is_standard_normal_and_independent(script):
 
 
 def shifts_of(batch):
+    """Return the shifts of observations, of what follows them, and of success examples, where a method has these."""
+    if isinstance(batch, laeo.Batch):  # whose states and futures are encoded in one pass
+        both, examples = batch.shifts
+        return [None, None, examples] if both is None else [*both.split(len(batch.action)), examples]
     return batch.shifts if hasattr(batch, "shifts") else [batch.shift]
 
 
@@ -549,10 +607,40 @@ def test_shifts_are_uniform_and_drawn_for_each_image(script):
         assert 0.02 < (one == other).all(-1).float().mean() < 0.06  # 1/25: one has nothing to do with the other
 
 
-def test_zero_shift_is_none(script):
+@pytest.mark.parametrize("given", [{}, {"random_shift": 0}])
+def test_zero_shift_is_none(script, given):
     data = make_data(script, image_dataset([3, 2]), [0, 1])
-    shifts = shifts_of(script.sample(data, script.Args(batch_size=4), 3))
+    batch = script.sample(data, script.Args(batch_size=4, **given), 3)
+    shifts = shifts_of(batch)
     assert len(shifts) == (1 if script is bc else 3) and all(shift is None for shift in shifts)
+    assert script is bc or len(batch.shifts) == (2 if script is laeo else 3)
+
+
+@pytest.mark.parametrize("script", [laeo, oril, purl])
+def test_all_success_examples_are_used_if_they_fit_in_a_batch_and_a_batch_of_them_else(script):
+    """In order in the one case; in the other without replacement, all of them alike, by seed and step alone."""
+    data = make_data(script, image_dataset([6, 9, 4, 8]), [3, 0, 2], [1])
+    for num_success, size in ((5, 8), (8, 8), (1, 2)):
+        for step in (0, 7):
+            batch = script.sample(data, script.Args(batch_size=size, num_success=num_success, random_shift=2), step)
+            assert batch.chosen.tolist() == list(range(num_success))
+            assert batch.chosen.dtype == torch.int64 and shifts_of(batch)[-1].shape == (num_success, 2)
+    args, counts, firsts = script.Args(batch_size=8, num_success=20, random_shift=2, seed=3), np.zeros(20), set()
+    for step in range(500):
+        batch = script.sample(data, args, step)
+        assert len(set(batch.chosen.tolist())) == len(batch.chosen) == 8 == len(shifts_of(batch)[-1])
+        counts[batch.chosen.numpy()] += 1  # and no other index is possible
+        firsts.add(int(batch.chosen[0]))
+    expected, variance = 500 * 8 / 20, 500 * 0.4 * 0.6
+    assert firsts == set(range(20)) and np.abs(counts - expected).max() < 4 * np.sqrt(variance)
+    again = script.sample(data, script.Args(batch_size=8, num_success=20, random_shift=2, seed=3, discount=0.5), 499)
+    assert torch.equal(again.chosen, batch.chosen)
+    other = script.sample(data, script.Args(batch_size=8, num_success=20, random_shift=2, seed=4), 499)
+    assert not torch.equal(other.chosen, batch.chosen)
+    assert not torch.equal(script.sample(data, args, 498).chosen, batch.chosen)
+    few = script.sample(data, script.Args(batch_size=8, num_success=6, random_shift=2, seed=3), 499)
+    for name in ("observation", "action", "noise"):  # of which the number of examples changes nothing
+        assert torch.equal(getattr(few, name), getattr(batch, name))
 
 
 def test_future_states_have_the_truncated_geometric_distribution():
@@ -608,33 +696,38 @@ def test_rounding_never_crosses_an_episodes_end(uniform, monkeypatch):
 # ----------------------------------------------------------------------------------------------------- gradient step
 
 
+CHOSEN = torch.tensor([4, 0, 8, 2, 6, 5, 1])  # of nine success examples
+
+
 def make_batch(shape=(6,), size=16, random_shift=0):
     generator = torch.Generator().manual_seed(5)
     action = torch.rand(size, 3, generator=generator) * 2 - 1
     action[0, 0], action[1, 1] = 1, -1  # saturated
     if len(shape) == 1:
-        states = [torch.randn(n, *shape, generator=generator) for n in (size, size, 7)]
+        states = [torch.randn(n, *shape, generator=generator) for n in (size, size, 9)]
     else:
-        states = [torch.randint(256, (n, *shape), generator=generator, dtype=torch.uint8) for n in (size, size, 7)]
+        states = [torch.randint(256, (n, *shape), generator=generator, dtype=torch.uint8) for n in (size, size, 9)]
     noise = torch.randn(size, 3, generator=generator)
-    shifts = [torch.randint(2 * random_shift + 1, (len(x), 2), generator=generator) for x in states]
+    shifts = [torch.randint(2 * random_shift + 1, (n, 2), generator=generator) for n in (2 * size, len(CHOSEN))]
     log_ratio = torch.randn(size, generator=generator)
-    batch = laeo.Batch(states[0], action, states[1], log_ratio, noise, shifts if random_shift else [None] * 3)
-    return batch, states[2]
+    shifts = shifts if random_shift else [None] * 2
+    return laeo.Batch(states[0], action, states[1], log_ratio, noise, CHOSEN, shifts), states[2]
 
 
-def expected_gradients(batch, examples, actor, critic, objective, bc_coef, pad):
-    """Return the gradients of the critic's loss alone, and of the policy's loss alone, from images shifted by numpy."""
-    shift, future_shift, examples_shift = batch.shifts
+def losses_of(batch, examples, actor, critic, objective, bc_coef, pad, detached=True):
+    """Return the critic's loss and the policy's, from images shifted by numpy, each encoded by itself.
+
+    The policy's value is a function of its action; with `detached` False of the state's features as well.
+    """
+    shift, future_shift, examples_shift = shifts_of(batch)
     features, future, positive = (
         features_of(critic.encoder, x, s, pad)
-        for x, s in ((batch.observation, shift), (batch.future, future_shift), (examples, examples_shift))
+        for x, s in ((batch.observation, shift), (batch.future, future_shift), (examples[CHOSEN], examples_shift))
     )
-    loss = laeo.critic_loss(critic.phi(features, batch.action), critic.psi(future))
-    of_critic = torch.autograd.grad(loss, list(critic.parameters()))
+    of_critic = laeo.critic_loss(critic.phi(features, batch.action), critic.psi(future))
     mean, std = actor.net(features_of(actor.encoder, batch.observation, shift, pad)).chunk(2, -1)
     std = torch.nn.functional.softplus(std) + 0.1
-    phi = critic.phi(features.detach(), torch.tanh(mean + std * batch.noise))
+    phi = critic.phi(features.detach() if detached else features, torch.tanh(mean + std * batch.noise))
     psi = critic.psi(future if objective == "weighted" else positive).detach()
     value = laeo.policy_value(phi, psi, batch.log_ratio, len(batch.action), objective)
     log_prob, weight = actor.log_prob(mean, std, batch.action), torch.ones(len(value))
@@ -642,8 +735,7 @@ def expected_gradients(batch, examples, actor, critic, objective, bc_coef, pad):
         of_data = laeo.policy_value(critic.phi(features, batch.action), psi, batch.log_ratio, 2, objective)
         weight = (of_data - value).detach().exp()
         assert 0.01 < weight.min() < weight.max() < 10
-    loss = -(1 - bc_coef) * value.mean() - bc_coef * (weight / weight.sum() * log_prob).sum()
-    return torch.autograd.grad(loss, list(actor.parameters())), of_critic
+    return of_critic, -(1 - bc_coef) * value.mean() - bc_coef * (weight / weight.sum() * log_prob).sum()
 
 
 @pytest.mark.parametrize(
@@ -654,28 +746,85 @@ def expected_gradients(batch, examples, actor, critic, objective, bc_coef, pad):
     ],
 )
 def test_each_loss_reaches_only_its_own_network(objective, shape, random_shift):
-    """Both networks go along their own loss's gradient, from the parameters before the step; nothing adds up."""
+    """Actor and critic go along their own loss's gradient, the encoder that they share along the sum of both.
+
+    From the parameters before the step; nothing adds up over steps, though all of it is one backward pass.
+    """
     actor, critic = make_networks(shape, random_shift=random_shift)
-    randomise(actor, critic)
+    randomise(actor.net, critic)
     batch, examples = make_batch(shape, random_shift=random_shift)
     args = laeo.Args(policy_objective=objective, bc_coef=0.3, random_shift=random_shift)
-    parameters = [*actor.parameters(), *critic.parameters()]
+    parameters = parameters_of(actor, critic)
     optimizer = torch.optim.SGD(parameters, lr=1e-3)
     for _ in range(2):
-        of_actor, of_critic = expected_gradients(batch, examples, actor, critic, objective, 0.3, random_shift)
+        of_critic, of_actor = losses_of(batch, examples, actor, critic, objective, 0.3, random_shift)
+        gradients = add_gradients((of_critic, list(critic.parameters())), (of_actor, list(actor.parameters())))
         before = [parameter.detach().clone() for parameter in parameters]
         laeo.update(batch, examples, actor, critic, optimizer, args)
-        for parameter, gradient, old in zip(parameters, [*of_actor, *of_critic], before):
+        assert set(gradients) == set(parameters) and all(parameter.requires_grad for parameter in parameters)
+        for parameter, old in zip(parameters, before):
+            gradient = gradients[parameter]
             assert gradient.abs().sum() > 0
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(parameter.detach(), old - 1e-3 * gradient)
 
 
-def test_update_moves_both_networks_and_no_buffer():
-    actor, critic = make_networks()
-    batch, examples = make_batch()
+@pytest.mark.parametrize("objective", ["weighted", "log_exp_f"])
+@pytest.mark.parametrize("bc_coef", [0.0, 1.0])
+def test_value_and_cloning_reach_the_encoder_through_the_action_alone(objective, bc_coef, monkeypatch):
+    """And no layer of the critic: with a critic's loss of zero these have no gradient, whatever the policy's is."""
+    actor, critic = make_networks(IMAGE, random_shift=2)
+    randomise(actor.net, critic)
+    batch, examples = make_batch(IMAGE, random_shift=2)
+    losses = (
+        losses_of(batch, examples, actor, critic, objective, bc_coef, 2, detached)[1] for detached in (True, False)
+    )
+    own, encoder = list(actor.net.parameters()), list(actor.encoder.parameters())
+    expected, through_features = (torch.autograd.grad(loss, own + encoder) for loss in losses)
+    monkeypatch.setattr(laeo, "critic_loss", lambda phi, psi: 0 * (phi.sum() + psi.sum()))
+    args = laeo.Args(policy_objective=objective, bc_coef=bc_coef, random_shift=2)
+    laeo.update(batch, examples, actor, critic, torch.optim.SGD(parameters_of(actor, critic), 0.0), args)
+    assert not any(p.grad.any() for net in (*critic.phi_nets, *critic.psi_nets) for p in net.parameters())
+    assert actor.encoder is critic.encoder and len(encoder) == 10
+    for parameter, gradient in zip(own + encoder, expected):
+        assert gradient.abs().sum() > 0
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+    ways = [torch.allclose(a, b, rtol=0.05) for a, b in zip(expected[len(own) :], through_features[len(own) :])]
+    assert not any(ways) if bc_coef == 0 else all(ways)  # cloning has no value
+
+
+def watch_shifts(script, monkeypatch):
+    """Return {image: how it is shifted at each time that it is encoded}, which is filled from now on."""
+    seen, forward = {}, script.Encoder.forward
+
+    def encode(encoder, observation, shift=None):
+        assert len(shift) == len(observation)
+        for image, way in zip(observation, shift):
+            seen.setdefault(image.numpy().tobytes(), []).append(tuple(way.tolist()))
+        return forward(encoder, observation, shift)
+
+    monkeypatch.setattr(script.Encoder, "forward", encode)
+    return seen
+
+
+def test_a_state_is_shifted_alike_for_both_networks_and_its_future_in_another_way(monkeypatch):
+    """Each is encoded once, with the batch's shifts, and so is each of the chosen examples; the others are not."""
+    (batch, examples), seen = make_batch(IMAGE, random_shift=2), watch_shifts(laeo, monkeypatch)
+    actor, critic = make_networks(IMAGE, random_shift=2)
+    args = laeo.Args(policy_objective="log_exp_f", random_shift=2)
+    laeo.update(batch, examples, actor, critic, torch.optim.SGD(parameters_of(actor, critic), 0.0), args)
+    images = [*batch.observation, *batch.future, *examples[[4, 0, 8, 2, 6, 5, 1]]]
+    expected = [tuple(way) for shift in batch.shifts for way in shift.tolist()]
+    assert seen == {image.numpy().tobytes(): [way] for image, way in zip(images, expected)}
+    assert len(seen) == 16 + 16 + 7 and sum(a != b for a, b in zip(expected[:16], expected[16:32])) > 12
+
+
+@pytest.mark.parametrize("shape", [(6,), IMAGE])
+def test_update_moves_both_networks_and_no_buffer(shape):
+    actor, critic = make_networks(shape)
+    batch, examples = make_batch(shape)
     before = {k: v.clone() for k, v in [*actor.state_dict().items(), *critic.state_dict().items()]}
-    optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], 1e-3)
+    optimizer = torch.optim.Adam(parameters_of(actor, critic), 1e-3)
     laeo.update(batch, examples, actor, critic, optimizer, laeo.Args(bc_coef=0.2))
     for name, value in [*actor.state_dict().items(), *critic.state_dict().items()]:
         buffer = "observation" in name or "bounds" in name
@@ -687,7 +836,7 @@ def test_update_moves_both_networks_and_no_buffer():
 def test_measure_against_an_independent_computation(objective, shape, random_shift):
     """All metrics in float64, by numpy; those of images are measured without the random shift."""
     actor, critic = make_networks(shape, random_shift=random_shift)
-    randomise(actor, critic)
+    randomise(actor.net, critic)
     batch, examples = make_batch(shape, random_shift=random_shift)
     metrics = laeo.measure(batch, examples, actor, critic, laeo.Args(batch_size=16, policy_objective=objective))
     features, future, positive, own = (
@@ -770,13 +919,15 @@ def test_learning_rates_fall_linearly_to_zero(script, tmp_path, monkeypatch):
         assert found == pytest.approx([rate * (1 - step / 4) for rate in rates.values()], rel=1e-12)
 
 
-def test_training_takes_the_batches_of_its_steps_and_adam(script, tmp_path, monkeypatch):
+@pytest.mark.parametrize("shape", [(3,), (8, 8, 1)])
+def test_training_takes_the_batches_of_its_steps_and_adam(script, shape, tmp_path, monkeypatch):
     ratios, fit = [], getattr(script, "fit_log_ratio", None)
     monkeypatch.setattr(script, "fit_log_ratio", lambda *given: ratios.append(fit(*given)) or ratios[0], raising=False)
-    calls = follow_training(script, tmp_path, monkeypatch, seed=3)
+    calls = follow_training(script, tmp_path, monkeypatch, shape, seed=3)
     args = script.Args(env_id="Own", dataset=tmp_path / "data", eval_episodes=0, batch_size=4, seed=3)
     args = args if script is bc else script.replace(args, num_success=2)
     dataset, data, mean, std, *examples = script.load_data(args, CPU)
+    assert len(ratios) == (script is laeo and shape == (3,))
     if ratios:
         assert not data.log_ratio.any() and ratios[0].any()
         data = data._replace(log_ratio=ratios[0])
@@ -790,6 +941,10 @@ def test_training_takes_the_batches_of_its_steps_and_adam(script, tmp_path, monk
     learned = {id(p) for network in networks for p in network.parameters() if p.requires_grad}
     groups = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
     assert sorted(sum(groups, [])) == sorted(learned) and len(groups) == (1 if script in (laeo, bc) else 2)
+    parts = [part for network in networks for part in network.modules()]
+    actor, critic = ([part for part in parts if isinstance(part, getattr(script, name, ()))] for name in NETWORKS)
+    assert all(one.encoder is actor[0].encoder for one in [*actor[:1], *critic[:1]])  # those of the targets follow
+    assert script is bc or len(actor) == len(critic) == (1 if script is laeo else 2)
     if len(groups) == 2:
         assert set(groups[1]) == {id(p) for p in networks[0].reward.parameters()}
     for network in networks:
@@ -799,13 +954,21 @@ def test_training_takes_the_batches_of_its_steps_and_adam(script, tmp_path, monk
     assert buffers and all(np.array_equal(value, dataset.action_bounds) for value in buffers)
 
 
+def test_weighted_objective_is_refused_for_images(tmp_path):
+    save_small_dataset(tmp_path / "data", (8, 8, 1), integer=True)
+    flags = {"dataset": tmp_path / "data", "run_dir": tmp_path / "run", "eval_episodes": 0, "num_success": 2}
+    with pytest.raises(common.UserError, match="^--policy-objective weighted is for states, and these are images; "):
+        laeo.train(laeo.Args(env_id="Own", policy_objective="weighted", device="cpu", **flags))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "shape, given, expected",
     [
         ((3,), "auto", "weighted"),
         ((8, 8, 1), "auto", "log_exp_f"),
         ((3,), "f", "f"),
-        ((8, 8, 1), "weighted", "weighted"),
+        ((8, 8, 1), "f", "f"),
     ],
 )
 def test_objective_is_weighted_for_states_and_for_images_of_the_examples(shape, given, expected, tmp_path, monkeypatch):

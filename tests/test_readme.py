@@ -160,7 +160,9 @@ def flag_tables(text):
 
 
 def written(default):
-    """Return how a default is written in a table."""
+    """Return how a default is written in a table; a tuple holds that of states and that of images."""
+    if isinstance(default, tuple):
+        return f"{written(default[0])}; images {written(default[1])}"
     if default is None or default is False:
         return ""
     return default.name if isinstance(default, Path) else f"{default:,g}" if isinstance(default, float) else (
@@ -184,7 +186,8 @@ def documented(name):
 def test_flag_tables_are_the_flags(name):
     tables, rows = documented(name)
     fields = [field for field in dataclasses.fields(SCRIPTS[name].Args) if field.default is not dataclasses.MISSING]
-    defaults = {f"--{field.name.replace('_', '-')}": written(field.default) for field in fields}
+    own = getattr(SCRIPTS[name], "DEFAULTS", {})
+    defaults = {f"--{x.name.replace('_', '-')}": written(own.get(x.name, x.default)) for x in fields}
     assert {flag: default for flag, (default, _) in rows.items()} == defaults
     assert all(meaning for _, meaning in rows.values())
     for table in tables:  # in the order of the script

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import runpy
 import shutil
@@ -249,7 +250,7 @@ def equal(one, other):
 @pytest.mark.parametrize("images", [False, True], ids=["states", "images"])
 def test_a_batch_depends_on_the_data_the_seed_and_the_step_alone(script, images, tmp_path):
     dataset = (save_images if images else save_points)(tmp_path / "data")
-    args = small_args(script, dataset, None, random_shift=2 if images else 0)
+    args = small_args(script, dataset, None, random_shift=2 if images else 0, batch_size=8)  # of ten examples
     data = script.load_data(args, CPU)[1]
     once = [script.sample(data, args, step) for step in range(6)]
     torch.manual_seed(5)
@@ -258,7 +259,8 @@ def test_a_batch_depends_on_the_data_the_seed_and_the_step_alone(script, images,
         other = dataclasses.replace(args, gradient_steps=7, learning_rate=0.5, log_interval=1, run_dir=tmp_path)
         again = list(threads.map(lambda step: script.sample(data, other, step), reversed(range(6))))[::-1]
     assert all(map(equal, once, again))
-    assert len(tensors(once[0])) == {"bc": 2}.get(script.__name__, 5) + images * (1 if script is bc else 3)
+    shifts = {"bc": 1, "laeo": 2}.get(script.__name__, 3)
+    assert len(tensors(once[0])) == {"bc": 2}.get(script.__name__, 6) + images * shifts
     for one, other in combinations(once, 2):
         assert not any(torch.equal(a, b) for a, b in zip(tensors(one), tensors(other)) if a.unique().numel() > 1)
     seed = script.sample(data, dataclasses.replace(args, seed=1), 3)
@@ -286,6 +288,87 @@ def test_weights_batches_metrics_and_evaluation_draw_from_different_streams(scri
     assert Counter((stream, index) for _, stream, index in used) == Counter(expected)
     states = {original(*key).generate_state(4, np.uint64).tobytes() for key in set(used)}
     assert len(states) == len(set(used)) == 1 + 1 + max(11, before) + 2 + 2
+
+
+# ------------------------------------------------------------------------------------- defaults for states and images
+
+
+@pytest.mark.parametrize("images", [False, True], ids=["states", "images"])
+def test_flags_that_are_not_given_have_a_default_for_states_and_one_for_images(script, images, tmp_path):
+    """And those that are given stay, also a zero."""
+    dataset = (save_images if images else save_points)(tmp_path / "data")
+    flags = {"gradient_steps": 7, "batch_size": 5, "random_shift": 0}
+    flags |= {"policy_objective": "f"} if script is laeo else {}
+    assert set(script.DEFAULTS) == set(flags)
+    for given in ({}, *({name: value} for name, value in flags.items()), flags):
+        own = {} if script is bc else {"num_success": 3}
+        args = script.Args(env_id="own", dataset=dataset, eval_episodes=0, **given, **own)
+        assert all(getattr(args, name) in (None, "auto") for name in flags.keys() - given.keys())
+        expected = vars(args) | {name: script.DEFAULTS[name][images] for name in flags} | given
+        data = script.load_data(args, CPU)[1]
+        assert vars(args) == expected and all(type(getattr(args, name)) is type(flags[name]) for name in flags)
+        assert len(script.sample(data, args, 0).action) == args.batch_size
+    assert script.DEFAULTS["random_shift"][0] == 0  # else states would be refused
+
+
+def test_help_names_the_defaults_for_states_and_for_images(script):
+    source = Path(script.__file__).read_text()
+    for name, (states, pictures) in script.DEFAULTS.items():
+        ((_, text),) = [line.split("  # ") for line in source.splitlines() if line.startswith(f"    {name}: ")]
+        shown = {"random_shift": f"for images, {pictures}:", "policy_objective": f"{states}; for images {pictures}"}
+        assert (shown[name] if name in shown else f"states {states:,}, images {pictures:,}") in text, name
+
+
+@pytest.mark.parametrize("images", [False, True], ids=["states", "images"])
+def test_a_run_keeps_the_defaults_that_it_began_with(script, images, tmp_path, monkeypatch):
+    """In its result, and when it is resumed, even by a version with others; the caller's flags stay as they were."""
+    dataset = (save_images if images else save_points)(tmp_path / "data")
+    defaults = {"gradient_steps": (4, 3), "batch_size": (6, 5), "random_shift": (0, 1)}
+    others = {"gradient_steps": (9, 9), "batch_size": (9, 9), "random_shift": (0, 3)}
+    if script is laeo:
+        defaults["policy_objective"], others["policy_objective"] = ("f", "exp_f"), ("exp_f", "f")
+    monkeypatch.setattr(script, "DEFAULTS", defaults)
+    flags = {"hidden_dim": 8, "channels": 2, "eval_episodes": 0, "log_interval": 1, "device": "cpu"}
+    flags |= {} if script is bc else {"num_success": 3}
+    args = script.Args(env_id="own", dataset=dataset, run_dir=tmp_path / "whole", **flags)
+    before = dict(vars(args))
+    expected = {name: values[images] for name, values in defaults.items()}
+    results = [script.train(args)]
+    assert vars(args) == before
+    stop_after(script, 2, dataclasses.replace(args, run_dir=tmp_path / "run"))
+    monkeypatch.setattr(script, "DEFAULTS", others)
+    results.append(script.train(script.Args(resume=tmp_path / "run")))
+    for result, run in zip(results, ("whole", "run")):
+        assert {name: result["args"][name] for name in expected} == expected
+        assert {name: load_checkpoint(tmp_path / run)["args"][name] for name in expected} == expected
+    assert_same_checkpoints(tmp_path / "whole", tmp_path / "run")
+
+
+# ----------------------------------------------------------------------------------------------- what is to be expected
+
+
+@pytest.mark.parametrize("env_id", ["FetchPush", "points"])
+def test_progress_begins_with_the_success_of_the_readme(script, env_id, tmp_path, monkeypatch, capsys):
+    """Where there is one, before the steps that are done and how long the others take."""
+    monkeypatch.setattr(script, "fit_log_ratio", lambda encoder, data, *_: data.log_ratio, raising=False)
+    args = small_args(script, save_points(tmp_path / "data"), tmp_path / "run", env_id=env_id, gradient_steps=3)
+    script.train(args)
+    known = f" (README.md: {script.README['FetchPush']})" if env_id == "FetchPush" else ""
+    title = f"{script.__name__} on {env_id}{known}: "
+    lines = [line for line in re.split(r"[\r\n]+", capsys.readouterr().err) if line.startswith(script.__name__)]
+    assert lines and all(line.startswith(title) for line in lines)
+    assert re.search(r"0/3 \[\d\d:\d\d<", lines[0]) and re.search(r"3/3 \[\d\d:\d\d<\d\d:\d\d", lines[-1])
+
+
+def test_success_that_is_named_is_that_of_the_readmes_table():
+    """The method's row of the task, at any step and at the last one."""
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| (\w+) \| \**([\d.]+) \[[^|]*\| \**([\d.]+) \[", text, re.M)
+    table = {(task, method.lower()): f"{once} / {last}" for task, method, once, last in rows}
+    assert len(table) == len(rows) >= 16
+    for name, script in SCRIPTS.items():
+        assert "FetchPush" in script.README
+        assert script.README == {task: table[task, name] for task in script.README}
 
 
 # -------------------------------------------------------------------------------------------------------- resuming
@@ -1086,7 +1169,8 @@ def bounded_flags():
             least, most = getattr(field.type, "__metadata__", (None, None))
             if least is None:
                 continue
-            whole = typing.get_args(field.type)[0] is int
+            kind = typing.get_args(field.type)[0]
+            whole = int in (kind, *typing.get_args(kind))  # also of those that are None if not given
             beyond = [least - 1, most + 1] if whole else [np.nextafter(least, -9), np.nextafter(most, 9e9)]
             yield pytest.param(name, field.name, [*beyond, float("nan"), float("inf")], id=f"{name}-{field.name}")
 
@@ -1102,7 +1186,8 @@ def test_every_number_has_a_range(name, flag, values, reach_dataset, tmp_path):
 def test_every_numeric_flag_has_bounds():
     for script in SCRIPTS.values():
         for field in dataclasses.fields(script.Args):
-            if isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
+            default = script.DEFAULTS.get(field.name, [field.default])[0]
+            if isinstance(default, (int, float)) and not isinstance(default, bool):
                 assert hasattr(field.type, "__metadata__"), (script.__name__, field.name)
 
 
@@ -1337,20 +1422,23 @@ OWN_LINES = {
     "import": ["from copy import deepcopy"],
     "mlp": ["def mlp(", "layers += ", "hidden = "],  # layer normalisation, for the critic of TD3
     "load_data": [
-        "def load_data(", '"""Return the dataset, its transitions', "training, heldout, ", "return dataset, Data(",
+        "def load_data(", '"""Set flags that are not given; ', "training, heldout, ", "return dataset, Data(",
         "labelled = ", "data = Data(", "return dataset, data, ",
     ],
     "train": [  # what builds, updates, measures and saves a method's networks
         "dataset, data, mean, std",
-        "bounds, encoder", "actor = ", "critic = ", "networks = ", "groups = ", "optimizer = ", "parts, first_step = ",
-        "if args.policy_objective == ", "args.policy_objective = ", "data = data._replace(log_ratio",
-        "results = evaluate(", "if not all(torch.isfinite", "optimizer.param_groups[0]", "for group, rate in ",
+        "bounds, encoder", "actor = ", "critic = ", "networks = ", "learned = ", "optimizer = ",
+        "parts, first_step = ", "if args.policy_objective == ", 'raise common.UserError("--policy-objective weighted',
+        "data = data._replace(log_ratio", "results = evaluate(",
+        "if not all(torch.isfinite", "optimizer.param_groups[0]", "for group, rate in ",
         'group["lr"] = ', "update(", "batch = sample(data, args, step + 1, name)",
         "log(step + 1, name", "program = torch.export.export(",
     ],
 }  # fmt: skip
 # Blocks that are each method's own, and the groups of scripts in which they are the same all the same.
 GROUPS = {
+    "DEFAULTS": [["laeo"], ["bc", "oril", "purl"]],  # LAEO needs half of the steps on states
+    "README": [["laeo"], ["bc"], ["oril"], ["purl"]],
     "mlp": [["laeo", "bc"], ["oril", "purl"]],
     "Critic": [["laeo"], ["oril", "purl"]],  # contrastive, and Q-functions
     "critic_loss": [["laeo"], ["oril", "purl"]],
@@ -1368,8 +1456,8 @@ GROUPS = {
 OWN_HELP = {
     "gradient_steps", "batch_size", "learning_rate", "discount", "hidden_dim", "seed",
 }  # fmt: skip
-# A contrastive loss needs two rows, and so do TD methods' metrics; cloning needs one. LAEO needs half of the steps.
-OWN_FLAGS = {"batch_size", "gradient_steps"}
+# A contrastive loss needs two rows, and so do TD methods' metrics; cloning needs one.
+OWN_FLAGS = {"batch_size"}
 
 
 def read_sources():
@@ -1476,20 +1564,22 @@ def test_a_block_that_drifts_is_found_and_the_message_says_what_to_copy(name, ol
     assert f"{name}.py" in message and "copy the lines with + from " in message
 
 
-def test_diff_of_oril_and_purl_is_the_docstring_the_loss_and_its_flag():
+def test_diff_of_oril_and_purl_is_the_docstring_the_loss_its_flag_and_the_success():
     lines = [
         source.split('"""', 2)[2].splitlines() for name, source in read_sources().items() if name in ("oril", "purl")
     ]
     changed = [line for line in difflib.ndiff(*lines) if line[0] in "+-"]
     removed, added = ([line[2:].strip() for line in changed if line[0] == sign] for sign in "-+")
-    assert (len(removed), len(added)) == (6, 8)
+    assert (len(removed), len(added)) == (7, 9)
+    assert all(sum(line.startswith("README = ") for line in lines) == 1 for lines in (removed, added))
     assert sum("eta" in line for line in added) >= 6 and not any("eta" in line.split() for line in removed)
-    other = [line for line in removed + added if "reward_loss(" not in line and "eta" not in line]
+    own = "reward_loss(", "eta", "README = "
+    other = [line for line in removed + added if not any(text in line for text in own)]
     assert len(other) <= 8
 
 
 def test_purl_without_eta_and_with_orils_loss_is_oril():
-    """All of the file, statement by statement; docstrings of the modules apart."""
+    """All of the file, statement by statement; docstrings of the modules and README apart."""
 
     class WithoutEta(ast.NodeTransformer):
         def visit_Call(self, node):
@@ -1500,6 +1590,8 @@ def test_purl_without_eta_and_with_orils_loss_is_oril():
     sources = read_sources()
     sources["purl"] = sources["purl"].replace("docs/purl.md", "docs/oril.md")
     bodies = {name: ast.parse(sources[name]).body[1:] for name in ("oril", "purl")}
+    for body in bodies.values():
+        del body[next(i for i, node in enumerate(body) if ast.unparse(node).startswith("README = "))]
     found = {name: {n_name(node): node for node in body} for name, body in bodies.items()}
     fields = found["purl"]["Args"].body
     del fields[next(i for i, field in enumerate(fields) if ast.unparse(field).startswith("eta: "))]
