@@ -1,9 +1,11 @@
 """BC, behavioural cloning: a policy as likely as possible to have chosen the actions of the trajectories.
 
-It looks at no success example: the methods that do are to be better than it. It is LAEO with `--bc-coef 1`.
+It looks at no success example: the methods that do are to be better than it. It is LAEO with `--bc-coef 1`. With
+`--only-solved` it is an oracle, which is told the episodes that end solved and clones these alone: no method, a bound.
 
     python bc.py --env-id FetchReach --gradient-steps 3000
     python bc.py --env-id FetchPush
+    python bc.py --env-id FetchPush --only-solved
 
 Differences from the LAEO paper's baseline (Hatch et al. 2023, Section 5) and its code (docs/bc.md has the reasons):
  1. Observations are standardised; images by a mean of each pixel and one deviation.
@@ -49,6 +51,7 @@ class Args:
     batch_size: Annotated[int | None, 1, 2**32 - 1] = None  # transitions in a batch; states 256, images 128
     learning_rate: Share = 1e-3  # Adam's step size at the start; it falls linearly to zero
     hidden_dim: Count = 256  # width of the network's two hidden layers
+    only_solved: bool = False  # an ORACLE, no method: clone only episodes that end solved, by the data's successes.npy
     channels: Count = 16  # for images: of the first convolution; the second and the third have twice as many
     random_shift: Annotated[int | None, 0, 32] = None  # for images, 2: move them by up to so many pixels (augmentation)
     seed: Whole = 0  # of the network, batches, held-out episodes and evaluation starts
@@ -148,6 +151,19 @@ class Data(NamedTuple):
     device: torch.device  # where batches go
 
 
+def solved_episodes(path: Path, dataset: common.Dataset, episodes: np.ndarray) -> np.ndarray:
+    """Return those of the episodes whose last state is solved, by success flags that no method may see: an oracle."""
+    if not (file := path / "successes.npy").exists():
+        raise common.UserError(f"--only-solved needs {file}, which says what states are solved; leave it out.")
+    flags, shape = common.load_array(file, "|b1"), dataset.observations.shape[:2]
+    if flags.shape != shape:
+        raise common.UserError(f"{file} has shape {flags.shape}; the observations need {shape}.")
+    solved = episodes[flags[episodes, dataset.lengths[episodes]]]
+    if not len(solved):
+        raise common.UserError(f"--only-solved finds no training episode of {path} that ends solved; leave it out.")
+    return solved
+
+
 def load_data(args: Args, device: torch.device) -> tuple[common.Dataset, Data, Tensor, Tensor]:
     """Set flags that are not given; return dataset, transitions, mean and deviation of observations."""
     environment = args.env_id if args.eval_episodes else None
@@ -166,6 +182,8 @@ def load_data(args: Args, device: torch.device) -> tuple[common.Dataset, Data, T
         std = (x - mean).square().mean().sqrt().expand(mean.shape)
     if device.type == "cuda" and observations.nbytes < 0.75 * torch.cuda.mem_get_info()[0]:
         observations = observations.to(device)
+    if args.only_solved:  # after the statistics, which are those of all methods
+        training = solved_episodes(args.dataset, dataset, training)
     uses = [common.transitions(dataset, episodes) for episodes in (training, training[: len(heldout)], heldout)]
     return dataset, Data(observations, *uses, device), mean, std
 

@@ -65,6 +65,24 @@ SETTINGS = {  # LAEO on FetchPush, 200 examples; to be compared with state/laeo-
 SEARCH_COMMIT = "618187c"
 SEARCH_SEEDS = (100, 101, 102)  # in no table; the evaluation starts of a seed are the same for every setting
 SEARCH_FLAGS = "--env-id FetchPush --eval-episodes 300 --eval-interval 0"
+TAILO_BASE = (
+    "--classifier-steps 1000 --eta 0.3 --safe-quantile 0.5 --penalty-coef 10 --reward-scale 1.25 --discount 0.99"
+)
+TAILO_SEARCH = {  # what TAILO is given beside these, on the first two search seeds
+    "base": "",
+    "discount-0.9": "--discount 0.9",
+    "discount-0.98": "--discount 0.98",
+    "discount-0.998": "--discount 0.998",
+    "scale-2.5": "--reward-scale 2.5",
+    "scale-5": "--reward-scale 5",
+    "quantile-0.3": "--safe-quantile 0.3",
+    "quantile-0.8": "--safe-quantile 0.8",
+    "eta-0.2": "--eta 0.2",
+    "eta-0.5": "--eta 0.5",
+    "penalty-1": "--penalty-coef 1",
+    "paper": "--eta 0.2 --safe-quantile 0.8 --discount 0.998",
+    "oracle": "",  # bc.py --only-solved
+}
 CURVES = "--eval-interval 4000"  # for learning curves
 REACH_IMAGE = "--gradient-steps 1000"  # the easiest task of images
 IMAGES = {  # flags, methods and number of seeds; `_hard` stands for hard data
@@ -83,6 +101,11 @@ GPU_EPISODES = 31_271
 def flags(method: str, task: str) -> str:
     """Return what a method is given on a task of states."""
     return FLAGS.get(f"{method}-{task}", FLAGS.get(task, ""))
+
+
+def tailo_script(name: str) -> str:
+    """Return what a setting of TAILO's search is made from: TAILO's first setting, or the oracle that is a bound."""
+    return "bc.py --only-solved" if name == "oracle" else f"tailo.py {TAILO_BASE}"
 
 
 def experiments() -> dict[str, dict[str, list[str]]]:
@@ -123,6 +146,19 @@ def experiments() -> dict[str, dict[str, list[str]]]:
         for n in (200, 10, 1)
         for seed in (*SEARCH_SEEDS, 103)  # with few examples runs differ more
     }
+    tailo = {}  # to be compared with the other methods in `state` and `examples`
+    for seed in range(3):
+        for task in STATE_TASKS:
+            for method, command in (("tailo", "tailo.py"), ("oracle", "bc.py --only-solved")):
+                given = f"--env-id {task} --seed {seed} {flags('bc', task)}"
+                tailo[f"{method}-{task}-{seed}"] = f"{command} {given}"
+        for n in (10, 1):
+            tailo[f"tailo-{n}-{seed}"] = f"tailo.py --env-id FetchPush --num-success {n} --seed {seed}"
+    tailo_search = {
+        f"{name}-{seed}": f"{tailo_script(name)} {SEARCH_FLAGS} --seed {seed} {given}"
+        for name, given in TAILO_SEARCH.items()
+        for seed in SEARCH_SEEDS[:2]
+    }
     search = {
         f"{name}-{seed}": f"search/{setting['command']} {SEARCH_FLAGS} --seed {seed}"
         for name, setting in json.loads((Path(__file__).parent / "search.json").read_text()).items()
@@ -157,6 +193,7 @@ def experiments() -> dict[str, dict[str, list[str]]]:
                 gpu[f"{method}-{task}-{n}"] = command
     runs = {"data": data, "state": state, "hard": hard, "examples": examples, "sizes": sizes, "settings": settings}
     runs |= {"bandwidth": bandwidth, "search": search, "random": random, "behavior": behavior}
+    runs |= {"tailo": tailo, "tailo_search": tailo_search}
     runs |= {"images": images, "image_examples": image_examples, "image_sizes": image_sizes, "gpu": gpu}
     return {name: {run: command.split() for run, command in commands.items()} for name, commands in runs.items()}
 

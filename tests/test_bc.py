@@ -3,7 +3,9 @@
 Its batches, encoder, distribution and learning rate are tested in test_laeo.py, with those of the other scripts.
 """
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from test_laeo import BOUNDS, IMAGE, features_of, log_density, make_actor, make_networks, perceptron, randomise
 
 import bc
+import common
 import laeo
 
 
@@ -113,3 +116,72 @@ def test_learns_what_the_data_do(reach_dataset, tmp_path):
     first, *_, last = [line for line in lines if "heldout/bc_loss" in line]
     assert last["heldout/bc_loss"] < first["heldout/bc_loss"] - 0.1
     assert last["heldout/action_error"] < first["heldout/action_error"]
+
+
+# ------------------------------------------------------------------------------------------------------------- oracle
+
+
+def oracle_args(dataset, run_dir, **kwargs):
+    settings = {"gradient_steps": 20, "batch_size": 32, "hidden_dim": 32, "eval_episodes": 0, "only_solved": True}
+    return bc.Args(dataset=dataset, run_dir=run_dir, **(settings | kwargs))
+
+
+def test_the_oracle_clones_all_training_episodes_that_end_solved_and_no_other(reach_dataset):
+    """Also not those that were solved on the way; held-out episodes and the statistics stay those of all methods."""
+    device = torch.device("cpu")
+    _, plain, *statistics = bc.load_data(oracle_args(reach_dataset, None, only_solved=False), device)
+    _, data, *others = bc.load_data(oracle_args(reach_dataset, None), device)
+    flags, (trained, plainly) = np.load(reach_dataset / "successes.npy"), [x.batches.row // 51 for x in (data, plain)]
+    assert set(trained) == {e for e in set(plainly) if flags[e, -1]} and 5 < len(set(trained)) < len(set(plainly)) - 5
+    assert len(trained) == 50 * len(set(trained)) and set(data.train.row // 51) <= set(trained)
+    assert np.array_equal(data.heldout.row, plain.heldout.row) and all(map(torch.equal, statistics, others))
+
+
+def test_the_last_state_of_a_shorter_episode_decides():
+    """Solved on the way, in the padding, at the end; of the last, which is not asked about, nothing is said."""
+    lengths = np.array([2, 2, 3, 3], np.int32)
+    observations = np.zeros((4, 4, 1), np.float32)
+    dataset = common.Dataset(observations, np.zeros((4, 3, 1)), lengths, observations[:0, 0], None, None, "")
+    flags = np.array([[0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1], [1, 1, 1, 1]], bool)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "load_array", lambda path, types: flags)
+        patch.setattr(bc.Path, "exists", lambda path: path.name == "successes.npy")
+        assert bc.solved_episodes(bc.Path("data"), dataset, np.array([2, 0, 1])).tolist() == [2]
+
+
+def test_the_oracle_has_the_weights_of_cloning_those_episodes(reach_dataset, tmp_path):
+    """Its run is another one than BC's, and changes with the flags, which BC's does not."""
+    turned = shutil.copytree(reach_dataset, tmp_path / "turned")
+    np.save(turned / "successes.npy", ~np.load(turned / "successes.npy"))
+    weights = {}
+    for name, data, only_solved in (
+        ("oracle", reach_dataset, True), ("turned", turned, True), ("bc", reach_dataset, False)
+    ):  # fmt: skip
+        bc.train(dataclasses.replace(oracle_args(data, tmp_path / name), only_solved=only_solved))
+        checkpoint = torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+        assert checkpoint["args"]["only_solved"] == only_solved
+        weights[name] = checkpoint["actor"]["net.0.weight"]
+    assert not torch.equal(weights["oracle"], weights["turned"])
+    assert not torch.equal(weights["oracle"], weights["bc"]) and not torch.equal(weights["turned"], weights["bc"])
+
+
+def test_the_oracle_without_what_it_needs_gets_one_sentence(reach_dataset, tmp_path):
+    data = shutil.copytree(reach_dataset, tmp_path / "data")
+    flags = np.load(data / "successes.npy")
+    cases = {"finds no training episode of .*data that ends solved; leave it out": flags & False}
+    cases |= {"successes.npy has shape .*; the observations need": flags[:, 1:]}
+    cases |= {"successes.npy has dtype": flags.astype(np.float32), r"needs .*successes\.npy, .*; leave it out": None}
+    for message, content in cases.items():
+        (data / "successes.npy").unlink()
+        if content is not None:
+            np.save(data / "successes.npy", content)
+        with pytest.raises(common.UserError, match=message) as caught:
+            bc.train(oracle_args(data, tmp_path / "run"))
+        assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+    assert len(cases) == 4
+    bc.train(oracle_args(data, tmp_path / "run", only_solved=False))
+
+
+def test_the_flag_says_that_it_is_an_oracle():
+    line = next(line for line in open(bc.__file__) if "only_solved: bool" in line)
+    assert "oracle" in line.lower() and "oracle" in bc.__doc__ and "oracle" in bc.solved_episodes.__doc__

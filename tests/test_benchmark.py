@@ -105,6 +105,44 @@ def test_every_method_has_every_task_and_seed_with_the_same_steps():
             assert command[1:] == state[f"bc-{task}-{seed}"][1:]
 
 
+def test_tailo_and_the_oracle_are_given_what_the_other_methods_are():
+    """On three of the seeds, so that the table can show them beside each other; one example or ten for TAILO alone."""
+    commands, expected = benchmark.experiments(), {}
+    for seed in range(3):
+        for task in benchmark.STATE_TASKS:
+            given = commands["state"][f"bc-{task}-{seed}"][1:]
+            expected[f"tailo-{task}-{seed}"] = ["tailo.py", *given]
+            expected[f"oracle-{task}-{seed}"] = ["bc.py", "--only-solved", *given]
+        for n in ("10", "1"):
+            expected[f"tailo-{n}-{seed}"] = ["tailo.py", *commands["examples"][f"oril-{n}-{seed}"][1:]]
+    assert commands["tailo"] == expected and len(expected) == 30
+    named = {name for name, script, *flags in ((x, *y) for y_ in commands.values() for x, y in y_.items())
+             if "--only-solved" in flags}  # fmt: skip
+    assert named and all(name.startswith("oracle-") for name in named)  # an oracle is never called a method
+
+
+def test_every_setting_of_tailos_search_differs_from_its_base_in_what_its_name_says():
+    import importlib
+
+    import tyro
+
+    found = {}
+    for name, (script, *flags) in benchmark.experiments()["tailo_search"].items():
+        setting, seed = name.rsplit("-", 1)
+        args = vars(tyro.cli(importlib.import_module(script.removesuffix(".py")).Args, args=flags))
+        assert args.pop("seed") == int(seed) in benchmark.SEARCH_SEEDS and args["eval_episodes"] == 300
+        assert found.setdefault(setting, args) == args
+    assert list(found) == list(benchmark.TAILO_SEARCH) and found.pop("oracle")["only_solved"] is True
+    base, names = found.pop("base"), {"discount": "discount", "scale": "reward_scale", "quantile": "safe_quantile"}
+    names |= {"eta": "eta", "penalty": "penalty_coef"}
+    changed = {name: {key: x for key, x in args.items() if x != base[key]} for name, args in found.items()}
+    assert changed.pop("paper") == {"eta": 0.2, "safe_quantile": 0.8, "discount": 0.998}
+    assert len(changed) >= 10
+    for name, differences in changed.items():
+        flag, value = name.rsplit("-", 1)
+        assert differences == {names[flag]: float(value)}
+
+
 def test_commands_parse():
     import importlib
 
@@ -367,7 +405,32 @@ def test_rows_without_results_are_left_out(monkeypatch, tmp_path):
     assert [row.split(" | ")[:2] for row in partial.pop("sizes")] == [["| 4,000", "LAEO"], ["| 4,000", "BC"]]
     assert [row.split(" | ")[:2] for row in partial.pop("examples")] == [["| 200", "LAEO"]]
     assert [row.split(" | ")[0] for row in partial.pop("settings")] == ["| default"]
+    assert [row.split(" | ")[:2] for row in partial.pop("tailo")] == [["| FetchPush", "LAEO"], ["| FetchPush", "BC"]]
     assert partial == {name: [] for name in partial}
+
+
+def test_tailos_table_has_it_beside_the_other_methods_and_names_the_oracle(monkeypatch, tmp_path):
+    """From runs of three experiments, of which those of other cases and other settings do not count."""
+    for experiment, name in (
+        ("state", "laeo-FetchPush-0"), ("state", "bc-FetchPush-0"), ("examples", "oril-10-0"),
+        ("examples", "purl-100-0"), ("tailo", "tailo-FetchPush-0"), ("tailo", "oracle-FetchPush-0"),
+        ("tailo", "tailo-10-0"), ("tailo_search", "base-100"), ("tailo_search", "oracle-100"),
+    ):  # fmt: skip
+        (tmp_path / experiment).mkdir(exist_ok=True)
+        run = json.loads((report.RESULTS / "state" / "bc-FetchPush-0.json").read_text())
+        solved = 80 if name.startswith("tailo") else 60
+        run["episodes"] |= {kind: [i < solved for i in range(100)] for kind in report.KINDS}
+        (tmp_path / experiment / f"{name}.json").write_text(json.dumps(run))
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    found = [row.strip("| ").split(" | ") for row in rows(report.TABLES["tailo"]())]
+    oracle, few = "oracle: BC of solved episodes", "FetchPush, examples: 10"
+    expected = [["FetchPush", name] for name in ("TAILO", "LAEO", "BC", oracle)] + [[few, "TAILO"], [few, "ORIL"]]
+    assert [row[:2] for row in found] == expected
+    for row in found:
+        assert row[4] == ("0.80 / 0.80" if row[1] == "TAILO" else "0.60 / 0.60")
+    searched = [row.strip("| ").split(" | ") for row in rows(report.TABLES["tailo_search"]())]
+    flags = f"`{benchmark.TAILO_BASE}`", "`bc.py --only-solved`"
+    assert [row[:3] for row in searched] == [["base", flags[0], "1"], ["oracle", flags[1], "1"]]
 
 
 def test_every_table_says_how_its_intervals_are_made_and_has_both_measures():

@@ -27,11 +27,12 @@ import laeo
 import oril
 import purl
 import robot_tasks
+import tailo
 from contrastive_rl import scripted_action
 
 ROOT = Path(common.__file__).parent
 IMAGE_TASKS = [env_id for env_id, task in common.TASKS.items() if task.state_task]
-SCRIPTS = {"laeo": laeo, "bc": bc, "oril": oril, "purl": purl}
+SCRIPTS = {"laeo": laeo, "bc": bc, "oril": oril, "purl": purl, "tailo": tailo}
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -443,6 +444,7 @@ def random_images(tmp_path_factory):
 
 def small_args(script, dataset, run_dir=None, **kwargs):
     settings = {"gradient_steps": 12, "batch_size": 16, "hidden_dim": 32, "repr_dim": 8, "num_success": 10}
+    settings |= {"classifier_steps": 5}
     settings |= {"channels": 4, "log_interval": 4, "eval_interval": 0, "eval_episodes": 0, "device": "cpu"} | kwargs
     settings = {name: value for name, value in settings.items() if hasattr(script.Args, name)}
     return script.Args(dataset=dataset, run_dir=run_dir, **settings)
@@ -586,7 +588,7 @@ def test_random_shift_moves_each_image_by_itself_and_repeats_its_edge(random_ima
 @pytest.mark.parametrize("method", SCRIPTS)
 def test_training_shifts_all_images_and_metrics_none(method, random_images, tmp_path, monkeypatch):
     """The success examples too: else a classifier could tell them from the data by the edge of the table."""
-    script, now, sizes = SCRIPTS[method], [""], {"update": set(), "measure": set()}
+    script, now, sizes = SCRIPTS[method], [""], {"update": set(), "measure": set(), "fit_weights": set()}
 
     def watch(name):
         function = getattr(script, name)
@@ -602,19 +604,23 @@ def test_training_shifts_all_images_and_metrics_none(method, random_images, tmp_
     forward = script.Encoder.forward
 
     def encode(self, observation, shift=None):
-        assert len(shift) == len(observation) if now[0] == "update" else shift is None
+        shifted = now[0] == "update" or (now[0] == "fit_weights" and torch.is_grad_enabled())  # not all its logits
+        assert len(shift) == len(observation) if shifted else shift is None
         if now[0]:  # not in an evaluation, and not when the policy is exported
             sizes[now[0]].add(len(observation))
         return forward(self, observation, shift)
 
     watch("update")
     watch("measure")
+    if method == "tailo":
+        watch("fit_weights")
     monkeypatch.setattr(script.Encoder, "forward", encode)
     args = small_args(script, random_images, tmp_path / "run", random_shift=3, gradient_steps=2, log_interval=1)
     script.train(args)
-    used = {16} if method == "bc" else {16, 10}  # a batch, and the success examples
+    used = {16} if method in ("bc", "tailo") else {16, 10}  # a batch, and the success examples
     assert sizes["measure"] >= used  # these also of states by label
     assert sizes["update"] == ({2 * 16, 10} if method == "laeo" else used)  # states and futures in one pass
+    assert sizes["fit_weights"] >= {16 + 10} if method == "tailo" else not sizes["fit_weights"]
 
 
 def test_encoder_is_standardisation_three_convolutions_and_a_normalised_linear_layer():

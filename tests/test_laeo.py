@@ -15,8 +15,9 @@ import common
 import laeo
 import oril
 import purl
+import tailo
 
-SCRIPTS = {"laeo": laeo, "bc": bc, "oril": oril, "purl": purl}
+SCRIPTS = {"laeo": laeo, "bc": bc, "oril": oril, "purl": purl, "tailo": tailo}
 CPU = torch.device("cpu")
 BOUNDS = torch.tensor([[-2.0, 0.1, -1.0], [2.0, 0.7, 1.0]])
 NETWORKS = ("Actor", "Critic")
@@ -51,7 +52,7 @@ def make_actor(script, bounds=BOUNDS, hidden_dim=32, shape=(6,)):
 def make_data(script, dataset, training, heldout=()):
     observations, training = torch.from_numpy(dataset.observations).flatten(0, 1), np.array(training)
     uses = training, training[: len(heldout)], np.array(heldout, int)
-    ratio = [np.arange(len(observations), dtype=np.float32)] if script is laeo else []  # that of row r is r
+    ratio = [np.arange(len(observations), dtype=np.float32)] if script in (laeo, tailo) else []  # that of row r is r
     return script.Data(observations, *(common.transitions(dataset, episodes) for episodes in uses), CPU, *ratio)
 
 
@@ -597,7 +598,7 @@ def test_shifts_are_uniform_and_drawn_for_each_image(script):
     args = script.Args(batch_size=4000, random_shift=2, **({} if script is bc else {"num_success": 900}))
     data = make_data(script, image_dataset([3, 2]), [0, 1])
     shifts = shifts_of(script.sample(data, args, 3))
-    assert [x.shape for x in shifts] == [(n, 2) for n in ([4000] if script is bc else [4000, 4000, 900])]
+    assert [x.shape for x in shifts] == [(n, 2) for n in ([4000] if script in (bc, tailo) else [4000, 4000, 900])]
     for shift in shifts:
         assert shift.min() == 0 and shift.max() == 4
         counts = np.bincount(5 * shift[:, 0] + shift[:, 1], minlength=25)
@@ -612,8 +613,8 @@ def test_zero_shift_is_none(script, given):
     data = make_data(script, image_dataset([3, 2]), [0, 1])
     batch = script.sample(data, script.Args(batch_size=4, **given), 3)
     shifts = shifts_of(batch)
-    assert len(shifts) == (1 if script is bc else 3) and all(shift is None for shift in shifts)
-    assert script is bc or len(batch.shifts) == (2 if script is laeo else 3)
+    assert len(shifts) == (1 if script in (bc, tailo) else 3) and all(shift is None for shift in shifts)
+    assert script in (bc, tailo) or len(batch.shifts) == (2 if script is laeo else 3)
 
 
 @pytest.mark.parametrize("script", [laeo, oril, purl])
@@ -907,13 +908,14 @@ def follow_training(script, tmp_path, monkeypatch, shape=(3,), gradient_steps=4,
     monkeypatch.setattr(script, "update", update)
     flags |= {"hidden_dim": 8, "batch_size": 4, "gradient_steps": gradient_steps, "eval_episodes": 0, "device": "cpu"}
     flags |= {} if script is bc else {"num_success": 2}
+    flags |= {"classifier_steps": 3} if script is tailo else {}
     with pytest.raises(Stopped):
         script.train(script.Args(env_id="Own", dataset=tmp_path / "data", run_dir=tmp_path / "run", **flags))
     return calls
 
 
 def test_learning_rates_fall_linearly_to_zero(script, tmp_path, monkeypatch):
-    rates = {"learning_rate": 0.01} | ({} if script in (laeo, bc) else {"reward_learning_rate": 0.3})
+    rates = {"learning_rate": 0.01} | ({"reward_learning_rate": 0.3} if script in (oril, purl) else {})
     calls = follow_training(script, tmp_path, monkeypatch, **rates)
     for step, (_, found) in enumerate(calls):
         assert found == pytest.approx([rate * (1 - step / 4) for rate in rates.values()], rel=1e-12)
@@ -921,30 +923,32 @@ def test_learning_rates_fall_linearly_to_zero(script, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(3,), (8, 8, 1)])
 def test_training_takes_the_batches_of_its_steps_and_adam(script, shape, tmp_path, monkeypatch):
-    ratios, fit = [], getattr(script, "fit_log_ratio", None)
-    monkeypatch.setattr(script, "fit_log_ratio", lambda *given: ratios.append(fit(*given)) or ratios[0], raising=False)
+    ratios, name, field = [], *(("fit_weights", "weight") if script is tailo else ("fit_log_ratio", "log_ratio"))
+    fit = getattr(script, name, None)
+    monkeypatch.setattr(script, name, lambda *given: ratios.append(fit(*given)) or ratios[0], raising=False)
     calls = follow_training(script, tmp_path, monkeypatch, shape, seed=3)
     args = script.Args(env_id="Own", dataset=tmp_path / "data", eval_episodes=0, batch_size=4, seed=3)
     args = args if script is bc else script.replace(args, num_success=2)
+    args = script.replace(args, classifier_steps=3) if script is tailo else args
     dataset, data, mean, std, *examples = script.load_data(args, CPU)
-    assert len(ratios) == (script is laeo and shape == (3,))
+    assert len(ratios) == (script is tailo or (script is laeo and shape == (3,)))
     if ratios:
-        assert not data.log_ratio.any() and ratios[0].any()
-        data = data._replace(log_ratio=ratios[0])
+        assert not getattr(data, field).any() and ratios[0].any()
+        data = data._replace(**{field: ratios[0]})
     for step, ((batch, *arguments), _) in enumerate(calls):
         assert batch_equal(batch, script.sample(data, args, step))
-        if examples:
+        if examples and script is not tailo:  # whose policy is shown none
             assert torch.equal(arguments[0], examples[0])
     optimizer = next(x for x in arguments if isinstance(x, torch.optim.Optimizer))
     assert type(optimizer) is torch.optim.Adam and optimizer.defaults["eps"] == 1e-7
     networks = [x for x in arguments if isinstance(x, torch.nn.Module)]
     learned = {id(p) for network in networks for p in network.parameters() if p.requires_grad}
     groups = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
-    assert sorted(sum(groups, [])) == sorted(learned) and len(groups) == (1 if script in (laeo, bc) else 2)
+    assert sorted(sum(groups, [])) == sorted(learned) and len(groups) == (2 if script in (oril, purl) else 1)
     parts = [part for network in networks for part in network.modules()]
     actor, critic = ([part for part in parts if isinstance(part, getattr(script, name, ()))] for name in NETWORKS)
     assert all(one.encoder is actor[0].encoder for one in [*actor[:1], *critic[:1]])  # those of the targets follow
-    assert script is bc or len(actor) == len(critic) == (1 if script is laeo else 2)
+    assert script in (bc, tailo) or len(actor) == len(critic) == (1 if script is laeo else 2)
     if len(groups) == 2:
         assert set(groups[1]) == {id(p) for p in networks[0].reward.parameters()}
     for network in networks:

@@ -24,9 +24,10 @@ import evaluate
 import laeo
 import oril
 import purl
+import tailo
 
 ROOT = Path(common.__file__).parent
-SCRIPTS = {"laeo": laeo, "oril": oril, "purl": purl, "bc": bc}
+SCRIPTS = {"laeo": laeo, "oril": oril, "purl": purl, "tailo": tailo, "bc": bc}
 SIMULATORS = ("mujoco", "gymnasium_robotics", "metaworld")
 POINT_MASS = '''
 """A point mass in a square, with its goal in one quarter; it moves by up to 0.1 along each axis in a step."""
@@ -68,6 +69,7 @@ FLAGS = ["--hidden-dim", "64", "--batch-size", "128", "--learning-rate", "0.003"
 FLAGS += ["--num-threads", "1", "--device", "cpu", "--dataset", "data", "--run-dir", "run"]
 SCRIPT_FLAGS = {"laeo": ["--gradient-steps", "2500", "--discount", "0.9", "--num-success", "40"]}
 SCRIPT_FLAGS["oril"] = SCRIPT_FLAGS["purl"] = [*SCRIPT_FLAGS["laeo"], "--reward-learning-rate", "0.001"]
+SCRIPT_FLAGS["tailo"] = [*SCRIPT_FLAGS["laeo"], "--classifier-steps", "300"]
 SCRIPT_FLAGS["bc"] = ["--gradient-steps", "1500"]
 
 
@@ -341,6 +343,7 @@ class Pictures(gym.Env):
         ("laeo", (84, 84, 4), np.uint8, 3),
         ("oril", (20, 28, 1), np.uint8, 2),
         ("purl", (9, 33, 12), np.uint8, 0),
+        ("tailo", (20, 28, 3), np.uint8, 2),
         ("bc", (84, 84, 4), np.uint8, 0),
         ("bc", (20, 28, 1), np.float32, 2),
     ],

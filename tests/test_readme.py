@@ -24,6 +24,7 @@ import evaluate
 import laeo
 import oril
 import purl
+import tailo
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmark"))
@@ -34,7 +35,7 @@ README = (ROOT / "README.md").read_text()
 DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 TEXTS = {"README.md": README} | {f"docs/{name}": text for name, text in DOCS.items()}
 CURRENT = {name: text for name, text in TEXTS.items() if name != "docs/history.md"}  # which shows old commands
-METHODS = {"laeo": laeo, "oril": oril, "purl": purl, "bc": bc}
+METHODS = {"laeo": laeo, "oril": oril, "purl": purl, "tailo": tailo, "bc": bc}
 SCRIPTS = METHODS | {"contrastive_rl": contrastive_rl, "collect_data": collect_data, "evaluate": evaluate}
 PAGES = {name: f"{name}.md" for name in [*METHODS, "contrastive_rl"]}
 PAGES |= {"collect_data": "data.md", "evaluate": "training.md"}
@@ -172,7 +173,7 @@ def written(default):
 
 def documented(name):
     """Return {flag: (default, meaning)} of a script, from the tables of its page and of those that the page names."""
-    pages = {"laeo": ["laeo", "training"], "oril": ["oril", "training"], "bc": ["bc", "training"]}
+    pages = {name: [name, "training"] for name in ("laeo", "oril", "tailo", "bc")}
     pages |= {"purl": ["purl", "oril", "training"], "collect_data": ["data"], "evaluate": ["training"]}
     heading = "flag of `evaluate.py`" if name == "evaluate" else "flag"
     tables = [flag_tables(DOCS[f"{page}.md"])[heading] for page in pages.get(name, [name])]
