@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import common
 import minari_io
-from contrastive_rl import load_behavior, roll_out
+from episodes import load_behavior, roll_out
 
 
 @dataclass
@@ -81,7 +81,7 @@ def mixture(success_rates: list[float], target: float) -> np.ndarray:
     if not rates.min() < target < rates.max():
         raise common.UserError(
             f"no mixture of checkpoints that succeed in {rates.min():.3f} to {rates.max():.3f} of the episodes "
-            f"succeeds in {target:.3f}; train the agent longer: contrastive_rl.py --train-steps N."
+            f"succeeds in {target:.3f}; train the agent longer: contrastive_rl.py --behavior-dir DIR --train-steps N."
         )
     beta = brentq(lambda beta: softmax(beta * rates) @ rates - target, -1e4, 1e4)
     return softmax(beta * rates)

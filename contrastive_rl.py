@@ -1,122 +1,140 @@
-"""Online contrastive RL: the agent whose policies collect the datasets of this project.
+"""Contrastive RL: goal-conditioned control without rewards, online or from a dataset.
 
-A critic f(s, a, g) = phi(s, a)^T psi(g) is trained to tell the goals that follow (s, a) in the same episode from those
-of other episodes, so that it estimates how likely the agent is to reach g from there. A goal-conditioned policy
-maximizes f and its own entropy, and its episodes join the replay buffer. Checkpoints from untrained to good are saved
-with their success rates; `collect_data.py` mixes them.
+A critic f(s, a, g) = phi(s, a)^T psi(g) is trained to tell the goals that follow (s, a) from others; at its optimum e^f
+is the discounted occupancy of g after (s, a), relative to how common g is. A goal-conditioned policy maximises f;
+online, its episodes join the data. Policies that this script has trained, in behavior/, make the project's datasets.
+Eysenbach, Zhang, Levine and Salakhutdinov 2022, "Contrastive Learning as Goal-Conditioned Reinforcement Learning".
 
-Eysenbach, Zhang, Levine and Salakhutdinov 2022, "Contrastive Learning as Goal-Conditioned Reinforcement Learning"
-(NeurIPS, arXiv 2206.07568).
+    python contrastive_rl.py --env-id gymnasium_robotics:FetchReach-v4
+    python contrastive_rl.py --env-id FetchPush --dataset datasets/FetchPush-medium --critic-loss cpc
 
-    python contrastive_rl.py --env-id FetchPush
-    python collect_data.py --env-id FetchPush
-
-Differences from the paper and the released code (reasons: docs/contrastive_rl.md):
- 1. The replay buffer starts with episodes of a noisy scripted controller; `--seed-episodes 0` is the paper's way.
- 2. Observations and goals are standardized.
- 3. The goal is the position of the object or the gripper, not a whole state.
- 4. Half of the training episodes command the task's goal, half a position where an earlier episode ended.
- 5. There is one gradient step for two environment steps, and the critic is the smaller of two.
+Differences from the paper and the released code (docs/contrastive_rl.md has the reasons):
+ 1. On this project's tasks the data start with episodes of a scripted controller; `--seed-episodes 0`: the paper's way.
+ 2. Observations and goals are standardised.
+ 3. The goal is what the environment calls the achieved goal, not a whole state.
+ 4. Half of the training episodes command the environment's goal, half a goal where an earlier episode ended.
+ 5. There is one gradient step for two environment steps, and the critic is the smaller of two, whatever its loss is.
  6. The policy is trained on the futures of its batch as goals; the released code adds goals of other rows.
  7. The weight of the entropy is adapted; the released code has none on tasks of states.
+ 8. Where something other than a step limit ends an episode, C-learning has no next state; it stays there.
+ 9. Actions are cloned for the goals that they led to only; the released code clones them for other rows' goals too.
+10. Offline, the learning rate falls, the policy's deviation is at least 0.1, and its densest action is played.
 """
 
+import copy
+import json
 import sys
 import time
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.distributions import Normal, TanhTransform
+from torch.optim import Adam
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import common
+from episodes import Player, evaluate, first_episodes, make_env, write_behavior
+
+METHOD = Path(__file__).stem
+TARGET_RATE, MAX_WEIGHT = 0.005, 20.0  # of C-learning: how fast the target network follows, and where its ratio is cut
+Whole, Count, Share = Annotated[int, 0, 2**32 - 1], Annotated[int, 1, 2**32 - 1], Annotated[float, 0, 1]  # bounds
+DEFAULTS = {"learning_rate": (3e-4, 1e-3), "bc_coef": (0.0, 0.5), "entropy_coefficient": (None, 0.0)}  # on-, offline
 
 
 @dataclass
 class Args:
-    env_id: str = "FetchReach"
-    """the task: FetchReach, FetchPush, SawyerWindowOpen or SawyerDrawerClose"""
-    seed: int = 0
-    """random seed"""
-    behavior_dir: Path = Path(__file__).parent / "behavior"
-    """the checkpoints are written to BEHAVIOR_DIR/ENV_ID.pt, and replace those that are there"""
-    train_steps: int = 80_000
-    """environment steps of the agent, seed episodes not counted"""
-    seed_episodes: int = 400
-    """scripted episodes in the replay buffer before the first step; 0: random actions, no warm-up, as in the paper"""
-    warmup_steps: int = 2_000
-    """gradient steps on the scripted episodes before the first environment step"""
-    num_envs: int = 4
-    """number of environments that are stepped together"""
-    batch_size: int = 256
-    """transitions in a batch; each is a negative for all others"""
-    learning_rate: float = 3e-4
-    """Adam's learning rate for policy, critic and entropy coefficient"""
-    discount: float = 0.99
-    """parameter of the geometric distribution that goals are relabeled with"""
-    hidden_dim: int = 256
-    """width of the two hidden layers in every network"""
-    repr_dim: int = 64
-    """dimension of the representations phi and psi"""
-    random_goals: float = 0.0
-    """share of the policy's batch whose goal is another row's instead of its own future"""
-    entropy_coefficient: float | None = None
-    """fixed weight of the policy's entropy; adapted to --target-entropy if not given"""
-    target_entropy: float = 0.0
-    """the entropy that the entropy coefficient is adapted to, in nats"""
-    calibration_episodes: int = 200
-    """number of episodes that measure each checkpoint's success rate"""
+    env_id: str = "FetchReach"  # a task with states, whose goal is fixed, or any GoalEnv of Gymnasium, also MODULE:ID
+    dataset: Path | None = None  # learn offline from this dataset of a task, and play nothing but evaluations
+    allow_version_mismatch: bool = False  # use a dataset although another version of the simulator made it
+    critic_loss: Literal["nce", "cpc", "c_learning", "nce_c_learning"] = "nce"  # the critic's objective
+    gcbc: bool = False  # goal-conditioned behavioural cloning instead: no critic, actions are cloned for their futures
+    bc_coef: Annotated[float | None, 0, 1] = None  # weight of this cloning beside the critic; online 0, offline 0.5
+    train_steps: Count = 80_000  # online: environment steps of the agent, with one gradient step for two of them
+    gradient_steps: Count = 20_000  # offline: of critic and policy
+    seed_episodes: Annotated[int | None, 0, 2**31] = None  # online: scripted ones at the start; 400, not a task 0
+    warmup_steps: Whole = 2_000  # online: gradient steps on scripted episodes before the agent's first step
+    random_steps: Count = 10_000  # online: random steps that replace scripted episodes if there are none
+    num_envs: Annotated[int, 2, 1024] = 4  # online: environments that are stepped together
+    batch_size: Annotated[int, 2, 2**31] = 256  # transitions in a batch; each is a negative for all others
+    learning_rate: Annotated[float | None, 0, 1] = None  # Adam's; online 0.0003; offline 0.001, and it falls to zero
+    discount: Annotated[float, 1e-6, 1 - 1e-6] = 0.99  # of the geometric distribution that goals are relabelled with
+    hidden_dim: Count = 256  # width of the two hidden layers in every network
+    repr_dim: Count = 64  # length of the representations phi and psi
+    random_goals: Share = 0.0  # share of the policy's batch whose goal is another row's instead of its own future
+    entropy_coefficient: Annotated[float | None, 0, 1e6] = None  # the entropy's weight; offline 0, online adapted
+    target_entropy: Annotated[float, -1e6, 1e6] = 0.0  # the entropy that this is adapted to, in nats
+    seed: Whole = 0  # of networks, batches, held-out episodes, the agent's play and evaluation starts
+    num_threads: Count = 1  # of PyTorch
+    holdout_fraction: Annotated[float, 0, 0.9] = 0.05  # offline: share of the episodes that is never trained on
+    log_interval: Count = 500  # gradient steps between two lines of metrics
+    eval_interval: Whole = 10_000  # gradient steps between two evaluations; 0: only at the end
+    eval_episodes: Count = 100  # of each evaluation, with the same starts and goals
+    run_dir: Path | None = None  # where results go; runs/ENV_ID__METHOD__SEED__TIME if not given
+    behavior_dir: Path | None = None  # online, a task: write checkpoints for collect_data.py to BEHAVIOR_DIR/ENV_ID.pt
+    calibration_episodes: Count = 200  # number of episodes that measure the success rate of each of these checkpoints
 
 
-# ---------------------------------------------------------------------------------------------------------- networks
-
-
-def mlp(sizes: list[int], generator: torch.Generator) -> nn.Sequential:
+def mlp(sizes: list[int], generator: Generator) -> nn.Sequential:
     """Return a ReLU network with a linear last layer, Glorot-uniform weights and zero biases."""
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes, sizes[1:]):
-        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)  # nn.Linear itself draws from the global generator
+    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
+        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)  # which would draw from the global generator
         nn.init.xavier_uniform_(linear.weight, generator=generator)
         nn.init.zeros_(linear.bias)
-        layers += [linear, nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+        layers += [linear, nn.ReLU()] if i < len(sizes) - 2 else [linear]
+    return nn.Sequential(*layers)
 
 
 class Actor(nn.Module):
     """Goal-conditioned policy pi(a | s, g), the tanh of a normal distribution; `dims` of observation, goal, action."""
 
-    def __init__(self, dims: tuple[int, int, int], hidden_dim: int, generator: torch.Generator):
+    def __init__(self, dims: tuple[int, int, int], hidden_dim: int, generator: Generator, min_std: float = 1e-3):
         super().__init__()
         for name, dim in (("observation", dims[0]), ("goal", dims[1])):
             self.register_buffer(f"{name}_mean", torch.zeros(dim))
             self.register_buffer(f"{name}_std", torch.ones(dim))
-        self.net = mlp([dims[0] + dims[1], hidden_dim, hidden_dim, 2 * dims[2]], generator)
+        self.net, self.min_std = mlp([dims[0] + dims[1], hidden_dim, hidden_dim, 2 * dims[2]], generator), min_std
 
     def forward(self, observation: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation, each [B, actions], of the normal distribution before the tanh."""
+        """Return mean and standard deviation, each [B, A], of the normal distribution before the tanh."""
         observation = (observation - self.observation_mean) / self.observation_std
         goal = (goal - self.goal_mean) / self.goal_std
         mean, std = self.net(torch.cat([observation, goal], -1)).chunk(2, -1)
-        return mean, F.softplus(std) + 1e-3
+        return mean, F.softplus(std) + self.min_std
 
     def sample(self, observation: Tensor, goal: Tensor, noise: Tensor) -> Tensor:
-        """Turn standard normal noise [B, actions] into actions of the same shape in (-1, 1)."""
+        """Turn standard normal noise [B, A] into actions of the same shape in (-1, 1)."""
         mean, std = self(observation, goal)
         return torch.tanh(mean + std * noise)
 
 
-def tanh_normal_log_prob(mean: Tensor, std: Tensor, x: Tensor) -> Tensor:
-    """Return the log density [B] of the action tanh(x), where x ~ Normal(mean, std); all arguments are [B, actions].
+class Policy(nn.Module):
+    """What is evaluated and exported: plays without noise, for the goal that is given or, without one, its own."""
 
-    It is computed from x, not from the action: near -1 and 1 the inverse of tanh loses all digits.
-    """
+    def __init__(self, actor: Actor, action_bounds: Tensor, goal: Tensor, density: bool):
+        super().__init__()
+        self.register_buffer("action_bounds", action_bounds)  # [2, A]
+        self.register_buffer("own_goal", goal)  # [G]
+        self.actor, self.density = actor, density
+
+    def forward(self, observation: Tensor, goal: Tensor | None = None) -> Tensor:
+        """Return actions [B, A], in their own bounds, for observations [B, D] and goals [B, G]."""
+        mean, std = self.actor(observation, self.own_goal.expand(observation.shape[0], -1) if goal is None else goal)
+        action, slope = torch.tanh(mean), 2 * std**2
+        for _ in range(20 if self.density else 0):  # largest where its derivative is 0: atanh(a) = mean + 2 std^2 a
+            action = torch.tanh(mean + slope * action)
+        return torch.lerp(*self.action_bounds, (action + 1) / 2)
+
+
+def tanh_normal_log_prob(mean: Tensor, std: Tensor, x: Tensor) -> Tensor:
+    """Return the log density [B] of actions tanh(x), x ~ Normal(mean, std), all [B, A]; from x, which keeps digits."""
     log_prob = Normal(mean, std, validate_args=False).log_prob(x)
     return (log_prob - TanhTransform().log_abs_det_jacobian(x, torch.tanh(x))).sum(-1)
 
@@ -124,7 +142,7 @@ def tanh_normal_log_prob(mean: Tensor, std: Tensor, x: Tensor) -> Tensor:
 class Critic(nn.Module):
     """Two contrastive critics f_k(s, a, g) = phi_k(s, a)^T psi_k(g), k = 1, 2; `dims` of observation, goal, action."""
 
-    def __init__(self, dims: tuple[int, int, int], hidden_dim: int, repr_dim: int, generator: torch.Generator):
+    def __init__(self, dims: tuple[int, int, int], hidden_dim: int, repr_dim: int, generator: Generator):
         super().__init__()
         for name, dim in (("observation", dims[0]), ("goal", dims[1])):
             self.register_buffer(f"{name}_mean", torch.zeros(dim))
@@ -134,30 +152,50 @@ class Critic(nn.Module):
         self.psi_nets = nn.ModuleList(mlp([dims[1], *hidden], generator) for _ in range(2))
 
     def phi(self, observation: Tensor, action: Tensor) -> Tensor:
-        """Encode observations [B, D] and actions [B, actions] as [2, B, repr_dim]."""
+        """Represent observations [B, D] and actions [B, A] as [2, B, repr_dim]."""
         x = torch.cat([(observation - self.observation_mean) / self.observation_std, action], -1)
         return torch.stack([net(x) for net in self.phi_nets])
 
     def psi(self, goal: Tensor) -> Tensor:
-        """Encode goals [B, G] as [2, B, repr_dim]."""
+        """Represent goals [B, G] as [2, B, repr_dim]."""
         x = (goal - self.goal_mean) / self.goal_std
         return torch.stack([net(x) for net in self.psi_nets])
 
 
-# ------------------------------------------------------------------------------------------------------------ losses
-
-
-def critic_loss(phi: Tensor, psi: Tensor) -> Tensor:
-    """Binary NCE loss of phi, psi [2, B, repr_dim]: goal i belongs to row i, the other B - 1 goals are negatives."""
-    logits = phi @ psi.mT  # [2, B, B]
+def nce_loss(phi: Tensor, psi: Tensor) -> Tensor:
+    """Binary NCE of phi, psi [2, B, repr_dim]: goal i belongs to row i, the other B - 1 goals are negatives."""
+    logits = phi @ psi.mT  # [2, B, B]; f = log p(g | s, a) / p(g) - log(B - 1) at the optimum
     labels = torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device).expand_as(logits)
     return F.binary_cross_entropy_with_logits(logits, labels)
 
 
-def actor_loss(phi: Tensor, psi: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
-    """Maximize the smaller critic and the entropy. phi [2, B, repr_dim] of the policy's actions, psi, log_prob [B]."""
-    value = (phi * psi).sum(-1).amin(0)
-    return (alpha * log_prob - value).mean()
+def cpc_loss(phi: Tensor, psi: Tensor) -> Tensor:
+    """InfoNCE of phi, psi [2, B, repr_dim]: which of B goals belongs to row i? It leaves a function of (s, a) free."""
+    logits = phi @ psi.mT  # [2, B, B]
+    normaliser = logits.logsumexp(-1)  # the penalty on its square keeps that function near zero
+    return (normaliser - logits.diagonal(dim1=1, dim2=2) + 0.01 * normaliser**2).mean()
+
+
+def future_ratio(phi: Tensor, psi: Tensor) -> Tensor:
+    """Return p(g | s', a') / p(g) [B], at most MAX_WEIGHT, by the target network's phi, psi [2, B, repr_dim]."""
+    return (phi * psi).sum(-1).amin(0).clamp(max=float(np.log(MAX_WEIGHT))).exp()  # sigmoid(f) / (1 - sigmoid(f)) = e^f
+
+
+def c_learning_loss(phi: Tensor, psi: Tensor, ratio: Tensor, discount: Tensor, with_futures: bool) -> Tensor:
+    """C-learning: next states are futures with weight 1 - discount, other goals with weight discount * ratio.
+
+    phi, psi [2, B, repr_dim], psi of the next states' goals; ratio [B], of the goal of the row after; discount [B], 0
+    where the next state is where everything ends. `with_futures`: the NCE loss of sampled futures is added; psi has as
+    many of these, in proportion, as its weights say.
+    """
+    positive, negative = (phi * psi).sum(-1), (phi * psi.roll(-1, 1)).sum(-1)  # [2, B]
+    loss = (1 - discount + with_futures) * F.softplus(-positive)
+    return (loss + discount * ratio * F.softplus(-negative) + (1 + with_futures) * F.softplus(negative)).mean()
+
+
+def policy_loss(value: Tensor, log_prob: Tensor, alpha: Tensor, clone: Tensor, bc_coef: float) -> Tensor:
+    """Maximise values [B] and the entropy, from log pi [B] of the policy's actions, and `clone` [B], of the data's."""
+    return ((1 - bc_coef) * (alpha * log_prob - value) - bc_coef * clone).mean()
 
 
 def entropy_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
@@ -165,313 +203,277 @@ def entropy_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> 
     return log_alpha.exp() * (-log_prob - target_entropy).mean()
 
 
-# -------------------------------------------------------------------------------------------------------------- data
+class Data:
+    """Episodes end to end, [rows, ...] float32, and their transitions, of which `size` are there."""
+
+    def __init__(self, capacity: int, dims: tuple[int, int, int]):
+        self.observations, self.goals = (np.zeros((2 * capacity, dim), np.float32) for dim in dims[:2])  # lazily
+        whole, action = np.zeros((2, capacity), int), np.zeros((capacity, dims[2]), np.float32)
+        self.transitions = common.Transitions(*whole, np.zeros(capacity, np.float32), action)
+        self.size, self.ends = 0, []  # `ends`: the rows of the episodes' last states
+
+    def add(self, observations: list, goals: list, actions: list, terminal: bool) -> None:
+        """Add an episode: T + 1 observations [D] and achieved goals [G], and T actions [A] in [-1, 1]."""
+        first, steps = self.ends[-1] + 1 if self.ends else 0, len(actions)
+        self.ends.append(first + steps)
+        self.observations[first : first + steps + 1], self.goals[first : first + steps + 1] = observations, goals
+        row, t = slice(self.size, self.size + steps), np.arange(steps)
+        values = first + t, steps - t, terminal * (t == steps - 1), actions
+        for array, value in zip(self.transitions, values):
+            array[row] = value
+        self.size += steps
 
 
-class ReplayBuffer:
-    """All episodes so far, each of T steps: observations [N, T + 1, D] and actions [N, T, A], float32."""
-
-    def __init__(self, capacity: int, steps: int, observation_dim: int, action_dim: int, goal_slice: slice):
-        self.observations = torch.zeros(capacity, steps + 1, observation_dim)
-        self.actions = torch.zeros(capacity, steps, action_dim)
-        self.goal_slice, self.size = goal_slice, 0
-
-    def add(self, observations: np.ndarray, actions: np.ndarray) -> None:
-        """Add n episodes: observations [n, T + 1, D], actions [n, T, A]."""
-        stop = self.size + len(actions)
-        self.observations[self.size : stop] = torch.from_numpy(observations)
-        self.actions[self.size : stop] = torch.from_numpy(actions)
-        self.size = stop
-
-    def sample(self, batch_size: int, discount: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Return observations [B, D], actions [B, A] and goals [B, G] from k >= 1 steps later, P(k) ~ discount^k."""
-        steps = self.actions.shape[1]
-        episode = torch.randint(self.size, (batch_size,), generator=generator)
-        t = torch.randint(steps, (batch_size,), generator=generator)
-        u = torch.rand(batch_size, generator=generator, dtype=torch.float64)
-        remaining = steps - t  # the geometric distribution is truncated to the episode, by inversion
-        k = 1 + (torch.log1p(-u * (1 - discount**remaining)) / np.log(discount)).long()
-        future = t + torch.minimum(k, remaining)
-        goals = self.observations[episode, future][:, self.goal_slice]
-        return self.observations[episode, t], self.actions[episode, t], goals
+class Batch(NamedTuple):
+    observation: Tensor  # [B, D]
+    action: Tensor  # [B, A]
+    next_observation: Tensor  # [B, D]
+    next_goal: Tensor  # [B, G], achieved in the next state
+    future: Tensor  # [B, G], achieved k >= 1 steps later
+    terminal: Tensor  # [B], 1 where something other than a step limit ends the episode with this action
+    noise: Tensor  # [B, A], standard normal, for the policy's own action
+    next_noise: Tensor  # [B, A], for its action in the next state
 
 
-def scripted_action(env_id: str, observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """Return the action [4] of a controller that moves the object to the goal [3] (Sawyer: to the task's own)."""
-    action = np.zeros(4)
-    if env_id == "FetchReach":
-        action[:3] = (goal - observation[:3]) / 0.05  # 0.05 m per unit of action
-    elif env_id == "FetchPush":
-        gripper, block = observation[:3], observation[3:6]
-        to_goal, offset = goal[:2] - block[:2], gripper[:2] - block[:2]
-        distance = np.linalg.norm(to_goal)
-        direction = to_goal / max(distance, 1e-6)
-        along = offset @ direction
-        aside = np.linalg.norm(offset - along * direction)
-        if distance < 0.015:  # at the goal: move the gripper up
-            action[2] = 1.0
-        elif along < -0.02 and aside < 0.02:  # behind the block: move down, then push
-            action[:2] = (direction * min(distance, 0.05) - (offset - along * direction)) / 0.05
-            if gripper[2] > 0.435:
-                action[:3] = 0.0, 0.0, (0.42 - gripper[2]) / 0.05
-        else:  # move behind the block, above it
-            action[:2] = (block[:2] - direction * 0.07 - gripper[:2]) / 0.05
-            action[2] = (0.48 - gripper[2]) / 0.05
-            if gripper[2] < 0.46 and np.linalg.norm(offset) < 0.09:
-                action[:2] = 0.0
-    else:
-        from metaworld.policies import ENV_POLICY_MAP
-
-        full = np.zeros(39)
-        full[:3] = observation[:3] + (0.0, 0.0, 0.045)  # the policy reads the hand's body, 4.5 cm above the tool center
-        full[4:7] = observation[3:6]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "Constant(s) may be too high": actions are clipped below
-            action[:] = ENV_POLICY_MAP[common.TASKS[env_id].kwargs["name"]]().get_action(full)
-    return np.clip(action, -1.0, 1.0)
+def sample(data: Data, args: Args, step: int, stream: str = "batches") -> Batch:
+    """Draw transitions, each with a goal k >= 1 steps later, P(k) ~ discount^k; data, seed and step alone decide."""
+    rng = np.random.default_rng(common.seed_sequence(args.seed, stream, step))
+    i, u = rng.integers(data.size, size=args.batch_size), rng.random(args.batch_size)
+    row, remaining, terminal, action = (x[i] for x in data.transitions)
+    k = 1 + (np.log1p(-u * (1 - args.discount**remaining)) / np.log(args.discount)).astype(int)  # the inverse CDF
+    k = np.minimum(k, remaining)  # rounding must not cross the episode's end
+    noise = rng.standard_normal((2, *action.shape), np.float32)
+    states = data.observations[row], action, data.observations[row + 1], data.goals[row + 1], data.goals[row + k]
+    return Batch(*(torch.from_numpy(x) for x in (*states, terminal, *noise)))
 
 
-def seed_replay(args: Args, replay: ReplayBuffer, episodes: int, rng: np.random.Generator) -> float:
-    """Fill the replay buffer with noisy scripted (or, without seed episodes, random) play; return its success rate."""
-    task, env, solved = common.TASKS[args.env_id], common.make_env(args.env_id), 0
-    for episode in tqdm(range(episodes), desc="first episodes", unit="episode", leave=False):
-        observation, _ = env.reset(seed=common.episode_seed(args.seed, "agent", 1 + episode))
-        goal = np.array(task.desired_goal)
-        if args.env_id == "FetchPush" and rng.random() < 0.5:  # other directions, so that more than one goal is known
-            goal[:2] = np.array([1.344, 0.749]) + rng.uniform(-0.15, 0.15, 2)
-        observations, actions, success = [observation], [], False
-        for _ in range(task.max_episode_steps):
-            action = rng.uniform(-1, 1, 4)
-            if args.seed_episodes > 0:  # with noise, so that the data show more than the shortest way
-                action = scripted_action(args.env_id, observation, goal) + rng.normal(0.0, 0.5, 4)
-            action = np.clip(action, -1, 1).astype(np.float32)
-            observation, _, _, _, info = env.step(action)
-            observations.append(observation)
-            actions.append(action)
-            success |= info["success"]
-        replay.add(np.stack(observations)[None], np.stack(actions)[None])
-        solved += success
-    env.close()
-    return solved / episodes
+def load_data(args: Args, dims: tuple[int, int, int]) -> tuple[dict[str, Data], str]:
+    """Return training and held-out episodes of a dataset, actions in [-1, 1], and its checksum. Raises UserError."""
+    task = common.TASKS.get(args.env_id)
+    if not task:
+        raise common.UserError(f"--dataset is for the tasks {', '.join(common.TASKS)}; {args.env_id} is none of them.")
+    path = common.find_dataset(args.env_id, "medium", args.dataset)
+    dataset = common.load_dataset(path, args.env_id, allow_version_mismatch=args.allow_version_mismatch)
+    rng, both = np.random.default_rng(common.seed_sequence(args.seed, "split")), []
+    for chosen in common.split_dataset(dataset, args.holdout_fraction, 0, rng)[:2]:
+        data = Data(0, dims)
+        data.observations = dataset.observations.reshape(-1, dims[0])
+        data.goals, data.transitions = data.observations[:, task.achieved_goal], common.transitions(dataset, chosen)
+        data.size = len(data.transitions.row)
+        both.append(data)
+    return dict(zip(("train", "heldout"), both)), dataset.checksum
 
 
-# ------------------------------------------------------------------------------------------------------------ update
+def critic_loss(batch: Batch, actor: Actor, critic: Critic, target: Critic, args: Args) -> Tensor:
+    """Return the critic's loss on a batch, by --critic-loss; its gradient reaches the critic alone."""
+    phi, with_futures = critic.phi(batch.observation, batch.action), args.critic_loss == "nce_c_learning"
+    if args.critic_loss in ("nce", "cpc"):
+        return {"nce": nce_loss, "cpc": cpc_loss}[args.critic_loss](phi, critic.psi(batch.future))
+    share = (1 - args.discount) / (2 - args.discount) if with_futures else 1
+    n = int(share * len(phi[0]))  # rows whose positive goal is the next state's
+    goal = torch.cat([batch.next_goal[:n], batch.future[n:]])
+    with torch.no_grad():
+        other = goal.roll(-1, 0)
+        action = actor.sample(batch.next_observation, other, batch.next_noise)
+        ratio = future_ratio(target.phi(batch.next_observation, action), target.psi(other))
+    return c_learning_loss(phi, critic.psi(goal), ratio, args.discount * (1 - batch.terminal), with_futures)
 
 
 def update(
-    batch: tuple[Tensor, Tensor, Tensor],
-    actor: Actor,
-    critic: Critic,
-    log_alpha: Tensor,
-    optimizer: torch.optim.Optimizer,
-    args: Args,
-    generator: torch.Generator,
+    batch: Batch, actor: Actor, critic: Critic, target: Critic, log_alpha: Tensor, optimizer: Adam, args: Args
 ) -> None:
     """Take one gradient step of critic, policy and entropy coefficient, from the same batch and the same parameters."""
-    observation, action, goal = batch
     optimizer.zero_grad()
-    psi = critic.psi(goal)
-    critic_loss(critic.phi(observation, action), psi).backward(inputs=list(critic.parameters()))
-
-    other = (torch.arange(len(goal)) < round(args.random_goals * len(goal)))[:, None]  # rows with another row's goal
-    goal, psi = torch.where(other, goal.roll(1, 0), goal), torch.where(other, psi.roll(1, 1), psi)
-    noise = torch.randn(action.shape, generator=generator)
-    mean, std = actor(observation, goal)
-    x = mean + std * noise
+    own = torch.arange(len(batch.action)) >= round(args.random_goals * len(batch.action))  # else another row's goal
+    goal = torch.where(own[:, None], batch.future, batch.future.roll(1, 0))
+    mean, std = actor(batch.observation, goal)
+    x = mean + std * batch.noise
     log_prob = tanh_normal_log_prob(mean, std, x)
-    phi = critic.phi(observation, torch.tanh(x))
-    actor_loss(phi, psi.detach(), log_prob, log_alpha.detach().exp()).backward(inputs=list(actor.parameters()))
-
-    if args.entropy_coefficient is None:
+    clone = own * tanh_normal_log_prob(mean, std, torch.atanh(batch.action.clamp(-0.999, 0.999)))
+    if args.gcbc:
+        loss = -clone.mean()
+    else:
+        with torch.no_grad():
+            psi = critic.psi(goal)
+        value = (critic.phi(batch.observation, torch.tanh(x)) * psi).sum(-1).amin(0)
+        loss = policy_loss(value, log_prob, log_alpha.detach().exp(), clone, args.bc_coef)
+        critic_loss(batch, actor, critic, target, args).backward(inputs=list(critic.parameters()))
+    loss.backward(inputs=list(actor.parameters()))
+    if args.entropy_coefficient is None and not args.gcbc:
         entropy_loss(log_alpha, log_prob.detach(), args.target_entropy).backward()
     optimizer.step()
+    if "c_learning" in args.critic_loss:
+        with torch.no_grad():
+            torch._foreach_lerp_(list(target.parameters()), list(critic.parameters()), TARGET_RATE)
 
 
-# -------------------------------------------------------------------------------------------------------- evaluation
+@torch.no_grad()
+def measure(
+    batch: Batch, actor: Actor, critic: Critic, target: Critic, log_alpha: Tensor, args: Args
+) -> dict[str, float]:
+    """Return metrics of one batch; docs/contrastive_rl.md explains each."""
+    mean, std = actor(batch.observation, batch.future)
+    x = torch.atanh(batch.action.clamp(-0.999, 0.999))
+    metrics = {"bc_loss": -tanh_normal_log_prob(mean, std, x).mean(), "policy_std": std.mean()}
+    if not args.gcbc:
+        psi, size = critic.psi(batch.future), len(mean)
+        logits = critic.phi(batch.observation, batch.action) @ psi.mT
+        positives, x = logits.diagonal(dim1=1, dim2=2), mean + std * batch.noise
+        value = (critic.phi(batch.observation, torch.tanh(x)) * psi).sum(-1).amin(0)
+        metrics |= {
+            "critic_loss": critic_loss(batch, actor, critic, target, args),
+            "categorical_accuracy": (logits.argmax(-1) == torch.arange(size)).float().mean(),
+            "logits_positive": positives.mean(),
+            "logits_negative": (logits.sum() - positives.sum()) / (2 * size * (size - 1)),
+            "value_data": positives.amin(0).mean(),
+            "value_policy": value.mean(),
+            "entropy": -tanh_normal_log_prob(mean, std, x).mean(),
+            "entropy_coefficient": log_alpha.exp(),
+        }
+    return {name: value.item() for name, value in metrics.items()}
 
 
-def load_actor(checkpoint: dict) -> Actor:
+def load_actor(checkpoint: dict[str, Any]) -> Actor:
     """Return the policy of a saved checkpoint, in float32. Raises KeyError or RuntimeError for other parameters."""
     weights = {name: value.float() for name, value in checkpoint["actor"].items()}
     dims = len(weights["observation_mean"]), len(weights["goal_mean"]), len(weights["net.4.bias"]) // 2
-    actor = Actor(dims, len(weights["net.0.bias"]), torch.Generator())
+    actor = Actor(dims, len(weights["net.0.bias"]), Generator())
     actor.load_state_dict(weights)
     return actor
 
 
-def load_behavior(path: Path, env_id: str) -> tuple[list[Actor], list[float]]:
-    """Return the policies in a file that `train` wrote, and their success rates.
-
-    Raises UserError if the file is missing, damaged, of another task than `env_id`, or holds other parameters.
-    """
-    env = common.make_env(env_id)
-    sizes = env.observation_space.shape[0] + len(common.TASKS[env_id].desired_goal), 2 * env.action_space.shape[0]
+def train(args: Args) -> dict[str, Any]:
+    """Train, evaluate, write policy.pt2 and result.json, return the latter. Raises common.UserError for a mistake."""
+    started, args = time.perf_counter(), replace(args)
+    for field in fields(Args):
+        (least, most), value = getattr(field.type, "__metadata__", (-np.inf, np.inf)), getattr(args, field.name)
+        flag, choices = f"--{field.name.replace('_', '-')}", getattr(field.type, "__args__", (value,))
+        if isinstance(value, (int, float)) and not least <= value <= most:
+            raise common.UserError(f"{flag} is {value}; it must be from {least} to {most}.")
+        if isinstance(value, str) and value not in choices:
+            raise common.UserError(f"{flag} is {value}; it must be one of {', '.join(map(str, choices))}.")
+    offline, scripted = args.dataset is not None, args.env_id in common.TASKS
+    for name, values in DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, values[offline])
+    if args.seed_episodes is None:
+        args.seed_episodes = 400 * (scripted and not offline)
+    cloning = args.gcbc or args.bc_coef > 0
+    torch.set_num_threads(args.num_threads)
+    env = make_env(args.env_id)
+    if args.seed_episodes and not scripted:
+        raise common.UserError(f"--seed-episodes is {args.seed_episodes}; no controller was written for {args.env_id}.")
+    if args.behavior_dir and (offline or cloning or not scripted):
+        raise common.UserError("--behavior-dir is for what is trained online on a task without cloning; leave it out.")
+    spaces = env.observation_space["observation"], env.observation_space["desired_goal"], env.action_space
+    dims = tuple(space.shape[0] for space in spaces)
+    goal = np.array(common.TASKS[args.env_id].desired_goal if scripted else np.zeros(dims[1]), np.float32)
+    bounds = torch.from_numpy(np.array([env.action_space.low, env.action_space.high], np.float32))
+    longest = env.spec.max_episode_steps
     env.close()
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu")  # which cannot run code
-        if content["env_id"] != env_id:
-            raise ValueError(f"they are of {content['env_id']}")
-        actors = [load_actor(checkpoint) for checkpoint in content["checkpoints"]]
-        rates = [float(checkpoint["success_rate"]) for checkpoint in content["checkpoints"]]
-        if not actors or any((actor.net[0].in_features, actor.net[-1].out_features) != sizes for actor in actors):
-            raise ValueError(f"each must have {sizes[0]} inputs and {sizes[1]} outputs")
-    except Exception as error:  # torch.load raises half a dozen types for a damaged file
-        raise common.UserError(
-            f"{path} is damaged or missing, or holds no policies of {env_id} ({common.first_line(error)}); make it "
-            f"with: python contrastive_rl.py --env-id {env_id} --behavior-dir {path.parent}"
-        ) from None
-    return actors, rates
+    uses, checksum = load_data(args, dims) if offline else ({}, None)
 
-
-def roll_out(env: gym.Env, env_id: str, actor: Actor, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Play one episode for the task's goal; return observations [T + 1, ...], actions [T, A] and successes [T + 1].
-
-    The policy acts on the state also where the observations are images, so that these are of the very same episodes.
-    Its noise is scaled by a number uniform in [0, 1], one for each episode (docs/contrastive_rl.md: Datasets). `seed`
-    is common.episode_seed's; PyTorch's generator reads its lower 32 bits.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    noise_scale = torch.rand((), generator=generator)
-    goal = torch.tensor(common.TASKS[env_id].desired_goal)
-    observation, info = env.reset(seed=seed)
-    observations, actions, successes, truncated = [observation], [], [info["success"]], False
-    while not truncated:
-        noise = noise_scale * torch.randn(env.action_space.shape[0], generator=generator)
-        with torch.inference_mode():
-            action = actor.sample(torch.from_numpy(env.unwrapped.state), goal, noise).numpy()
-        observation, _, _, truncated, info = env.step(action)
-        observations.append(observation)
-        actions.append(action)
-        successes.append(info["success"])
-    return np.stack(observations), np.stack(actions), np.array(successes)
-
-
-def evaluate(env: gym.Env, env_id: str, actor: Actor, seeds: list[int]) -> dict[str, float]:
-    """Return the share of episodes that succeed at any step after the first action, and at the last step."""
-    successes = np.stack([roll_out(env, env_id, actor, seed)[2] for seed in seeds])
-    return {"success_rate": float(successes[:, 1:].any(1).mean()), "final_success_rate": float(successes[:, -1].mean())}
-
-
-# ---------------------------------------------------------------------------------------------------------- training
-
-
-def train_agent(args: Args) -> dict:
-    """Train the agent; return its checkpoints, without success rates. Same seed and machine: the same bits."""
-    task, start_time, num_envs = common.TASKS[args.env_id], time.time(), args.num_envs
-    steps, first_episodes = task.max_episode_steps, args.seed_episodes or 10_000 // task.max_episode_steps
-    rounds = -(-args.train_steps // (steps * num_envs))
+    name = f"{args.env_id.replace('/', '-').replace(':', '-')}__{METHOD}__{args.seed}__{time.time_ns()}"
+    args.run_dir = args.run_dir or Path("runs") / name
+    path = args.run_dir / "metrics.jsonl"
+    if path.exists():
+        raise common.UserError(f"{args.run_dir} holds a run; choose another --run-dir.")
+    for directory in filter(None, (args.run_dir, args.behavior_dir)):
+        with common.explain_os_errors(directory):  # now rather than after the training
+            directory.mkdir(parents=True, exist_ok=True)
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     rng = np.random.default_rng(common.seed_sequence(args.seed, "agent"))  # episode seeds of this stream start at 1
-    # 32 bits are all that PyTorch's CPU generator reads of a seed.
-    generator = torch.Generator().manual_seed(int(common.seed_sequence(args.seed, "weights").generate_state(1)[0]))
-    envs = [common.make_env(args.env_id) for _ in range(num_envs)]
-    dims = envs[0].observation_space.shape[0], len(task.desired_goal), envs[0].action_space.shape[0]
-    replay = ReplayBuffer(first_episodes + rounds * num_envs, steps, dims[0], dims[2], task.achieved_goal)
-    seed_rate = seed_replay(args, replay, first_episodes, rng)
+    player, warmup, total = None, 0, args.gradient_steps
+    if not offline:
+        first = max(args.seed_episodes * longest, args.random_steps) + longest
+        uses["train"] = data = Data(first + args.train_steps + args.num_envs * longest, dims)
+        player = Player(args, data, args.num_envs, rng, first_episodes(args, data, rng))
+        warmup = args.warmup_steps if args.seed_episodes else 0
+        total = warmup + -(-args.train_steps // 2)
 
-    actor = Actor(dims, args.hidden_dim, generator)
+    # 32 bits are all that PyTorch's CPU generator reads of a seed.
+    generator = Generator().manual_seed(int(common.seed_sequence(args.seed, "weights").generate_state(1)[0]))
+    actor = Actor(dims, args.hidden_dim, generator, 0.1 if cloning else 1e-3)
     critic = Critic(dims, args.hidden_dim, args.repr_dim, generator)
     alpha = torch.tensor(1.0 if args.entropy_coefficient is None else args.entropy_coefficient)
     log_alpha = alpha.log().requires_grad_()
-    optimizer = torch.optim.Adam([*critic.parameters(), *actor.parameters(), log_alpha], args.learning_rate, eps=1e-7)
-    states = replay.observations[: replay.size].flatten(0, 1)
-    mean, std = states.mean(0), states.std(0).clamp(min=1e-3)  # a coordinate that hardly moves is not amplified
-    statistics = {"observation_mean": mean, "observation_std": std}
-    statistics |= {"goal_mean": mean[task.achieved_goal], "goal_std": std[task.achieved_goal]}
-    for network in (actor, critic):
-        network.load_state_dict(statistics, strict=False)
+    learned = [*critic.parameters(), *actor.parameters(), log_alpha]
+    optimizer = Adam(learned, args.learning_rate, eps=1e-7, fused=True)
+    rows = np.random.default_rng(0).permutation(uses["train"].transitions.row[: uses["train"].size])[:100_000]
+    for name in ("observation", "goal"):
+        x = torch.from_numpy(getattr(uses["train"], f"{name}s")[rows])
+        statistics = {f"{name}_mean": x.mean(0), f"{name}_std": x.std(0).clamp(min=1e-3)}  # some numbers never move
+        for network in (actor, critic):
+            network.load_state_dict(statistics, strict=False)
+    target = copy.deepcopy(critic).requires_grad_(False)
+    policy = Policy(actor, bounds, torch.from_numpy(goal), density=cloning)
 
-    # A round plays one episode in every environment, with one gradient step for every two environment steps.
-    warmup = args.warmup_steps if args.seed_episodes else 0
-    total = warmup + rounds * steps * (num_envs // 2)
+    def act(observations: np.ndarray, goals: np.ndarray) -> np.ndarray:
+        noise = torch.from_numpy(rng.standard_normal((len(goals), dims[2]), np.float32))
+        with torch.inference_mode():
+            return actor.sample(torch.from_numpy(observations), torch.from_numpy(goals), noise).numpy()
+
+    def spend(kind: str) -> None:
+        nonlocal started
+        seconds[kind], started = seconds.get(kind, 0.0) + time.perf_counter() - started, time.perf_counter()
+
+    def log(step: int, prefix: str, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            if not np.isfinite(value):
+                raise common.UserError(f"{prefix}/{name} is {value} at step {step}; try a smaller --learning-rate.")
+        line = {"step": step, "env_steps": player.steps if player else 0}
+        with common.explain_os_errors(path), open(path, "a") as file:
+            file.write(json.dumps(line | {f"{prefix}/{name}": x for name, x in metrics.items()}) + "\n")
+            for name, value in metrics.items():
+                writer.add_scalar(f"{prefix}/{name}", value, step)
+
+    networks, seconds, checkpoints, result = (actor, critic, target, log_alpha), {}, [], {}
+    spend("data")
     # Learning is fast at first: checkpoints after 1/512, ..., 1/2 and all of the gradient steps, and an untrained one.
-    save_at = {0} | {-(-total // 2**k) for k in range(10)}
-    done, checkpoints = 0, []
-    progress = tqdm(total=total, desc=f"training on {args.env_id}", unit="gradient step", mininterval=2)
-
-    def learn(gradient_steps: int, env_steps: int) -> None:
-        nonlocal done
-        for _ in range(gradient_steps):
-            if done in save_at:
+    save_at = {0} | {-(-total // 2**k) for k in range(10)} if args.behavior_dir else set()
+    progress = tqdm(desc=f"{METHOD} on {args.env_id}", total=total, mininterval=2)
+    with common.explain_os_errors(args.run_dir), SummaryWriter(args.run_dir) as writer, progress:
+        for step in range(total + 1):
+            if step in save_at:
                 # float16 halves the file and the policy acts alike; means and standard deviations need float32's range.
                 weights = {name: x.half() if "net" in name else x.clone() for name, x in actor.state_dict().items()}
-                checkpoints.append({"env_steps": env_steps, "gradient_steps": done, "actor": weights})
-            if done < total:
-                batch = replay.sample(args.batch_size, args.discount, generator)
-                update(batch, actor, critic, log_alpha, optimizer, args, generator)
-                done += 1
-                progress.update()
+                checkpoints.append({"env_steps": player.steps, "gradient_steps": step, "actor": weights})
+            if step == total or (args.eval_interval and step % args.eval_interval == 0):
+                spend("training")
+                result = evaluate(policy, args.env_id, args.eval_episodes, args.seed)
+                log(step, "eval", {name: x for name, x in sorted(result.items()) if isinstance(x, float)})
+                spend("evaluation")
+            if step == total:
+                break
+            while player and player.steps <= 2 * (step - warmup):  # one gradient step for two environment steps
+                player.step(act)
+            if offline:
+                optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - step / total)
+            update(sample(uses["train"], args, step), *networks, optimizer, args)
+            progress.update()
+            for name, use in uses.items() if (step + 1) % args.log_interval == 0 else ():
+                log(step + 1, name, measure(sample(use, args, step + 1, "metrics"), *networks, args))
 
-    learn(warmup, 0)
-    recent: list[bool] = []
-    for i in range(rounds):
-        seeds = [common.episode_seed(args.seed, "agent", 1 + replay.size + e) for e in range(num_envs)]
-        observation = np.stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds)])
-        goal = replay.observations[rng.integers(replay.size, size=num_envs), -1, task.achieved_goal]  # a copy
-        goal[: num_envs // 2] = torch.tensor(task.desired_goal)
-        observations, actions, success = [observation], [], np.zeros(num_envs, bool)
-        for t in range(steps):
-            noise = torch.randn(num_envs, dims[2], generator=generator)
-            with torch.no_grad():
-                action = actor.sample(torch.from_numpy(observation), goal, noise).numpy()
-            results = [env.step(a) for env, a in zip(envs, action)]
-            observation = np.stack([result[0] for result in results])
-            observations.append(observation)
-            actions.append(action)
-            success |= [result[4]["success"] for result in results]
-            learn(num_envs // 2, (i * steps + t + 1) * num_envs)
-        replay.add(np.stack(observations, 1), np.stack(actions, 1))
-        recent = (recent + list(success[: num_envs // 2]))[-20:]
-        progress.set_postfix(success=f"{np.mean(recent):.2f}", alpha=f"{log_alpha.exp().item():.3f}")
-    learn(1, rounds * steps * num_envs)  # which saves the last checkpoint
-    progress.close()
-    for env in envs:
-        env.close()
-    return {
-        "env_id": args.env_id,
-        "checkpoints": checkpoints,
-        "args": {name: value for name, value in vars(args).items() if name != "behavior_dir"},
-        "versions": common.versions("torch", "gymnasium", *task.simulator),
-        "seed_episodes_success_rate": seed_rate,
-        "train_seconds": time.time() - start_time,
-    }
-
-
-def train(args: Args) -> dict:
-    """Train the agent, measure its checkpoints, write them to BEHAVIOR_DIR/ENV_ID.pt and return what was written.
-
-    Raises UserError for a mistake in the flags and for a place that cannot be written.
-    """
-    tasks = [name for name, task in common.TASKS.items() if not task.state_task]
-    if args.env_id not in tasks:
-        raise common.UserError(f"--env-id is {args.env_id}; the agent can be trained on {', '.join(tasks)}.")
-    ranges = {"train_steps calibration_episodes hidden_dim repr_dim": (1, 2**31), "seed": (0, 2**32 - 1)}
-    ranges |= {"seed_episodes warmup_steps": (0, 2**31), "batch_size num_envs": (2, 2**31)}
-    ranges |= {"discount": (1e-6, 1 - 1e-6), "learning_rate random_goals": (0, 1)}
-    ranges |= {"target_entropy": (-1e6, 1e6), "entropy_coefficient": (0, 1e6)}
-    for names, (least, most) in ranges.items():
-        for name in names.split():
-            value = getattr(args, name)
-            if value is not None and not least <= value <= most:
-                raise common.UserError(f"--{name.replace('_', '-')} is {value}; it must be from {least} to {most}.")
-    path, n = args.behavior_dir / f"{args.env_id}.pt", args.calibration_episodes
-    with common.explain_os_errors(args.behavior_dir):  # now rather than after the training
-        args.behavior_dir.mkdir(parents=True, exist_ok=True)
-    behavior = train_agent(args)
-    env = common.make_env(args.env_id)
-    for c, checkpoint in enumerate(behavior["checkpoints"]):
-        seeds = [common.episode_seed(args.seed, "calibration", c * n + i) for i in range(n)]
-        checkpoint |= evaluate(env, args.env_id, load_actor(checkpoint), seeds)
-        text = "{env_steps:6} environment steps, {gradient_steps:6} gradient steps: success rate {success_rate:.3f}"
-        print((text + ", at the last step {final_success_rate:.3f}").format(**checkpoint))
-    env.close()
-    with common.write_file(path) as file:
-        torch.save(behavior, file)
-    print(f"trained in {behavior['train_seconds'] / 60:.1f} minutes; wrote {path}")
-    return behavior
+    if player:
+        player.close()
+    if args.behavior_dir:
+        write_behavior(args, plain, checkpoints, seconds["training"])
+    inputs = tuple(torch.zeros(2, dim) for dim in dims[: 1 if scripted else 2])  # a task's policy knows its goal
+    shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs)
+    program = torch.export.export(policy.requires_grad_(False), inputs, dynamic_shapes=shapes)
+    with common.write_file(args.run_dir / "policy.pt2") as file:
+        torch.export.save(program, file)
+    result |= {"method": METHOD, "args": plain, "dataset": checksum, "seconds": seconds, "gradient_steps": total}
+    result |= {"versions": common.versions("torch", "numpy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")}
+    with common.write_file(args.run_dir / "result.json") as file:
+        file.write(json.dumps(result, indent=2).encode())
+    means = ", ".join(f"{name} {x:.3f}" for name, x in sorted(result.items()) if isinstance(x, float))
+    print(f"{args.run_dir}: {means}{'' if 'success_rate' in result else ' (success was not measured)'}")
+    return result
 
 
 if __name__ == "__main__":
     try:
         train(tyro.cli(Args))
-    except (common.UserError, KeyboardInterrupt) as error:
-        sys.exit(f"error: {str(error) or 'interrupted; nothing was written.'}")
+    except (common.UserError, OSError, KeyboardInterrupt) as error:
+        sys.exit(f"error: {str(error) or 'interrupted; a run of this script cannot be resumed.'}")

@@ -15,8 +15,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import collect_data
 import common
-import contrastive_rl
 import robot_tasks
+from episodes import load_behavior, roll_out
 
 EPISODES = 40
 
@@ -72,12 +72,12 @@ def shares(view: robot_tasks.View, episodes: int) -> dict[bool, np.ndarray]:
         if alone:
             found[touched(inner)].append(seen / alone)
 
-    actors, rates = contrastive_rl.load_behavior(collect_data.Args().behavior_dir / "FetchPush.pt", "FetchPush")
+    actors, rates = load_behavior(collect_data.Args().behavior_dir / "FetchPush.pt", "FetchPush")
     weights = collect_data.mixture(rates, collect_data.SUCCESS_RATES["medium"])
     rng = np.random.default_rng(common.seed_sequence(0, "mixture"))
     for episode, checkpoint in enumerate(rng.choice(len(weights), episodes, p=weights)):
         seed = common.episode_seed(0, "dataset", episode)
-        contrastive_rl.roll_out(Watched(env, look), "FetchPush", actors[checkpoint], seed)
+        roll_out(Watched(env, look), "FetchPush", actors[checkpoint], seed)
     camera.close()
     env.close()
     return {touch: np.array(values) for touch, values in found.items()}

@@ -61,6 +61,8 @@ DIFFERENCES = {  # how the cases of an experiment are called in the tables of di
         "image_sizes": "FetchPushImage, episodes: {}",
     },
 }
+CRITIC_LOSSES = {"nce": "NCE", "cpc": "CPC", "c_learning": "C-learning", "nce_c_learning": "NCE + C-learning"}
+CRITIC_LOSSES |= {"gcbc": "none (cloning)"}
 KINDS = ("success", "final_success")  # at any step after the first action, and at the last step
 RESAMPLES = 10_000
 INTERVALS = (
@@ -355,6 +357,23 @@ def behavior_table() -> str:
     return table(caption, "task | environment steps | training, minutes | any step | last step", rows)
 
 
+def contrastive_rl_table() -> str:
+    """Return the table of contrastive RL: online with drawn goals, and offline with every loss."""
+    cases, rows = {}, []
+    for name, run in load("contrastive_rl").items():
+        cases.setdefault(name.rsplit("-", 1)[0], []).append(run)
+    for name in ("online-FetchReach", *(f"offline-{loss}" for loss in CRITIC_LOSSES)):
+        if mine := cases.get(name):
+            mode, case = name.split("-")
+            loss, task = ("nce", "FetchReach, drawn goals") if mode == "online" else (case, "FetchPush")
+            minutes = np.median([run["seconds"]["training"] for run in mine]) / 60
+            row = [f"{mode}, {task}", CRITIC_LOSSES[loss], f"**{rate(mine, 'success')}**", rate(mine, "final_success")]
+            rows.append([*row, seeds(mine), f"{mine[0]['gradient_steps']:,}", f"{minutes:.1f}"])
+    caption = f"{INTERVALS} Minutes: of training, the median over seeds, with one thread and beside other work."
+    columns = "setting | critic's loss | any step | last step | each seed, any / last | gradient steps | minutes"
+    return table(caption, columns, rows)
+
+
 def threads_table() -> str:
     """Return what benchmark/threads.py measured."""
     path, rows, caption = RESULTS / "threads.json", [], "Not measured yet: `python benchmark/threads.py`."
@@ -465,6 +484,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "differences": lambda: differences_table(DIFFERENCES["differences"]),
     "image_differences": lambda: differences_table(DIFFERENCES["image_differences"]),
     "tasks": tasks_table, "data": data_table, "behavior": behavior_table, "threads": threads_table,
+    "contrastive_rl": contrastive_rl_table,
     "image_step": image_step_table, "ratio": ratio_table, "camera": camera_table,
     "tailo": tailo_table, "tailo_search": tailo_search_table,
 }  # fmt: skip

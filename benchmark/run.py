@@ -62,6 +62,15 @@ SETTINGS = {  # LAEO on FetchPush, 200 examples; to be compared with state/laeo-
     "paper-31271": f"--policy-objective exp_f --bc-coef 0.05 {LARGE}",
     "released-code-31271": f"--policy-objective f --bc-coef 0.5 {LARGE}",
 }
+OFFLINE = "--env-id FetchPush --dataset datasets/FetchPush-medium --eval-interval 5000"
+CONTRASTIVE_RL = {  # goals drawn for each episode and no scripted ones; then offline, the task's goal is commanded
+    "online-FetchReach": "--env-id gymnasium_robotics:FetchReach-v4 --train-steps 30000 --eval-interval 2500",
+    "offline-nce": f"{OFFLINE} --critic-loss nce",
+    "offline-cpc": f"{OFFLINE} --critic-loss cpc",
+    "offline-c_learning": f"{OFFLINE} --critic-loss c_learning",
+    "offline-nce_c_learning": f"{OFFLINE} --critic-loss nce_c_learning",
+    "offline-gcbc": f"{OFFLINE} --gcbc",
+}
 SEARCH_COMMIT = "618187c"
 SEARCH_SEEDS = (100, 101, 102)  # in no table; the evaluation starts of a seed are the same for every setting
 SEARCH_FLAGS = "--env-id FetchPush --eval-episodes 300 --eval-interval 0"
@@ -164,6 +173,11 @@ def experiments() -> dict[str, dict[str, list[str]]]:
         for name, setting in json.loads((Path(__file__).parent / "search.json").read_text()).items()
         for seed in SEARCH_SEEDS
     }
+    contrastive_rl = {
+        f"{name}-{seed}": f"contrastive_rl.py {given} --seed {seed}"
+        for name, given in CONTRASTIVE_RL.items()
+        for seed in range(3)
+    }
     random = {task: f"benchmark/run.py --random --env-id {task}" for task in STATE_TASKS}
     behavior = {task: f"benchmark/run.py --behavior --env-id {task}" for task in STATE_TASKS}
     images = {
@@ -193,7 +207,7 @@ def experiments() -> dict[str, dict[str, list[str]]]:
                 gpu[f"{method}-{task}-{n}"] = command
     runs = {"data": data, "state": state, "hard": hard, "examples": examples, "sizes": sizes, "settings": settings}
     runs |= {"bandwidth": bandwidth, "search": search, "random": random, "behavior": behavior}
-    runs |= {"tailo": tailo, "tailo_search": tailo_search}
+    runs |= {"tailo": tailo, "tailo_search": tailo_search, "contrastive_rl": contrastive_rl}
     runs |= {"images": images, "image_examples": image_examples, "image_sizes": image_sizes, "gpu": gpu}
     return {name: {run: command.split() for run, command in commands.items()} for name, commands in runs.items()}
 
@@ -225,7 +239,7 @@ def play_behavior(env_id: str, run_dir: Path) -> None:
     """Write a result.json of the best policy that made the data, without its noise, on 300 starts of seed 100."""
     import torch
 
-    from contrastive_rl import load_behavior
+    from episodes import load_behavior
 
     actors, rates = load_behavior(ROOT / "behavior" / f"{env_id}.pt", env_id)
     actor, goal = actors[rates.index(max(rates))], torch.tensor(common.TASKS[env_id].desired_goal)

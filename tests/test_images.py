@@ -28,7 +28,7 @@ import oril
 import purl
 import robot_tasks
 import tailo
-from contrastive_rl import scripted_action
+from episodes import scripted_action
 
 ROOT = Path(common.__file__).parent
 IMAGE_TASKS = [env_id for env_id, task in common.TASKS.items() if task.state_task]

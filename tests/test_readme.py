@@ -92,6 +92,9 @@ def check_command(script, arguments):
         return
     args = tyro.cli(SCRIPTS[Path(script).stem].Args, args=arguments)
     own = {"point:Point-v0"} if getattr(args, "eval_episodes", 1) else {"my-robot"}
+    own |= (
+        {f"gymnasium_robotics:{task}-v4" for task in ("FetchReach", "FetchPush")} if "contrastive" in script else set()
+    )
     assert args.env_id is None or args.env_id in {*common.TASKS, *own}, args.env_id
 
 
@@ -235,12 +238,18 @@ def test_metrics_are_explained(name):
     assert purl_table <= test_training.METRICS["purl"] and "(oril.md#logged-metrics)" in DOCS["purl.md"]
 
 
+def test_metrics_of_contrastive_rl_are_explained():
+    from test_contrastive_rl import METRICS
+
+    assert metrics_table(section(DOCS["contrastive_rl.md"], "Logged metrics")) == METRICS
+
+
 def test_metrics_of_the_evaluation_are_explained():
     expected = {f"eval/{name}" for name in test_training.EVALUATED}
     assert metrics_table(DOCS["training.md"]) == expected
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, "contrastive_rl"])
 def test_page_of_a_method_has_five_parts(name):
     assert re.findall(r"^## (.*)$", DOCS[f"{name}.md"], re.M) == PARTS
 

@@ -7,6 +7,7 @@ import pytest
 import collect_data
 import common
 import contrastive_rl
+import episodes
 import laeo
 import oril
 import purl
@@ -42,11 +43,21 @@ def test_hard_data_succeed_as_often_as_promised(tmp_path):
 def test_training_the_agent_solves_reaching(tmp_path):
     """The command of behavior/FetchReach.pt, with fewer steps."""
     args = contrastive_rl.Args(
-        env_id="FetchReach", train_steps=6000, calibration_episodes=20, behavior_dir=tmp_path / "behavior"
-    )
-    behavior = contrastive_rl.train(args)
-    assert max(checkpoint["success_rate"] for checkpoint in behavior["checkpoints"]) >= 0.9
-    assert (tmp_path / "behavior" / "FetchReach.pt").exists()
+        env_id="FetchReach", train_steps=6000, calibration_episodes=20, behavior_dir=tmp_path / "behavior",
+        run_dir=tmp_path / "run",
+    )  # fmt: skip
+    contrastive_rl.train(args)
+    _, rates = episodes.load_behavior(tmp_path / "behavior" / "FetchReach.pt", "FetchReach")
+    assert max(rates) >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [{"critic_loss": "nce"}, {"critic_loss": "c_learning"}, {"gcbc": True}], ids=str)
+def test_goals_of_the_data_are_reached_offline(push, tmp_path, flags):
+    """Better than the data, whose episodes were all played for the goal that is commanded."""
+    path, data = push
+    args = contrastive_rl.Args(env_id="FetchPush", dataset=path, run_dir=tmp_path, gradient_steps=10_000, **flags)
+    assert contrastive_rl.train(args)["success_rate"] > data["success_rate"] + 0.05
 
 
 @pytest.mark.slow

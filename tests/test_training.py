@@ -1630,7 +1630,8 @@ def test_purl_without_eta_and_with_orils_loss_is_oril():
         ("common.py", 1, 450),
         ("collect_data.py", 1, 300),
         ("evaluate.py", 1, 150),
-        ("contrastive_rl.py", 1, 480),
+        ("contrastive_rl.py", 300, 480),
+        ("episodes.py", 1, 300),
         ("README.md", 1, 250),
     ],
 )
