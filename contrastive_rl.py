@@ -71,7 +71,7 @@ class Args:
     entropy_coefficient: Annotated[float | None, 0, 1e6] = None  # the entropy's weight; offline 0, online adapted
     target_entropy: Annotated[float, -1e6, 1e6] = 0.0  # the entropy that this is adapted to, in nats
     seed: Whole = 0  # of networks, batches, held-out episodes, the agent's play and evaluation starts
-    num_threads: Count = 1  # of PyTorch
+    num_threads: Count = 1  # how many threads PyTorch uses
     holdout_fraction: Annotated[float, 0, 0.9] = 0.05  # offline: share of the episodes that is never trained on
     log_interval: Count = 500  # gradient steps between two lines of metrics
     eval_interval: Whole = 10_000  # gradient steps between two evaluations; 0: only at the end

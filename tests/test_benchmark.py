@@ -616,15 +616,16 @@ def test_values_are_those_of_the_critic(objective, reach_dataset, tmp_path, monk
         distance = np.linalg.norm(position - dataset.success_examples[:, :3].mean(0), axis=-1)
         moving = np.linalg.norm(np.diff(position, axis=0, append=position[-1:]), axis=-1) > 1e-3
         row, action = data.heldout.row[heldout], torch.from_numpy(data.heldout.action[heldout])
+        observation = data.observations[torch.from_numpy(row)]
         with torch.no_grad():
-            features = critic.encoder(data.observations[torch.from_numpy(row)])
-            phi, psi = (
-                x.double().numpy() for x in (critic.phi(features, action), critic.psi(critic.encoder(examples)))
-            )
-        value = np.log(np.exp((phi @ psi.swapaxes(1, 2)).min(0) + np.log(31)).mean(-1))
+            features, psi = critic.encoder(observation), critic.psi(critic.encoder(examples)).double().numpy()
+            phis = [critic.phi(features, a).double().numpy() for a in (action, actor(observation))]  # bounds are +-1
+        value, played = (np.log(np.exp((x @ psi.swapaxes(1, 2)).min(0) + np.log(31)).mean(-1)) for x in phis)
         for case in few:
             inside = (case["low"] <= distance[row]) & (distance[row] < case["high"]) & (moving[row] != case["rest"])
             assert case["data"] == pytest.approx(value[inside].mean(), abs=1e-3)
+            assert case["policy"] == pytest.approx(played[inside].mean(), abs=1e-3)
+        assert np.abs(value - played).mean() > 0.01
         assert few
     monkeypatch.setattr(common, "make_env", lambda env_id: ScriptedEnv([[0, 1, 1, 1], [1] * 7 + [0, 1, 0, 0]]))
     monkeypatch.setattr(actor, "mode", lambda observation: torch.zeros(len(observation), 4))

@@ -190,7 +190,7 @@ def documented(name):
 def test_flag_tables_are_the_flags(name):
     tables, rows = documented(name)
     fields = [field for field in dataclasses.fields(SCRIPTS[name].Args) if field.default is not dataclasses.MISSING]
-    own = getattr(SCRIPTS[name], "DEFAULTS", {})
+    own = getattr(METHODS.get(name), "DEFAULTS", {})  # for states and images
     defaults = {f"--{x.name.replace('_', '-')}": written(own.get(x.name, x.default)) for x in fields}
     assert {flag: default for flag, (default, _) in rows.items()} == defaults
     assert all(meaning for _, meaning in rows.values())

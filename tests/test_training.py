@@ -301,7 +301,7 @@ def test_flags_that_are_not_given_have_a_default_for_states_and_one_for_images(s
     """And those that are given stay, also a zero."""
     dataset = (save_images if images else save_points)(tmp_path / "data")
     flags = {"gradient_steps": 7, "batch_size": 5, "random_shift": 0}
-    flags |= {"policy_objective": "f"} if script is laeo else {}
+    flags |= {laeo: {"policy_objective": "f"}, tailo: {"classifier_steps": 4}}.get(script, {})
     assert set(script.DEFAULTS) == set(flags)
     for given in ({}, *({name: value} for name, value in flags.items()), flags):
         own = {} if script is bc else {"num_success": 3}
@@ -330,6 +330,8 @@ def test_a_run_keeps_the_defaults_that_it_began_with(script, images, tmp_path, m
     others = {"gradient_steps": (9, 9), "batch_size": (9, 9), "random_shift": (0, 3)}
     if script is laeo:
         defaults["policy_objective"], others["policy_objective"] = ("f", "exp_f"), ("exp_f", "f")
+    if script is tailo:
+        defaults["classifier_steps"], others["classifier_steps"] = (3, 2), (9, 9)
     monkeypatch.setattr(script, "DEFAULTS", defaults)
     flags = {"hidden_dim": 8, "channels": 2, "eval_episodes": 0, "log_interval": 1, "device": "cpu"}
     flags |= {} if script is bc else {"num_success": 3}
