@@ -8,7 +8,7 @@ A dataset is a directory of flat arrays, padded with zeros to the longest episod
     success_examples.npy  [examples, ...]             as above observations that solve the task, in random order
     terminals.npy         [episodes]                  bool     optional: ended by something other than a step limit
     rewards.npy           [episodes, steps]           float32  optional: of the transitions, for methods that use them
-    successes.npy         [episodes, steps + 1]       bool     optional: which states are solved, for metrics only
+    successes.npy         [episodes, steps + 1]       bool     optional: which states are solved; for metrics and cvl.py
     metadata.json         optional: where the data come from; versions and action_bounds, if there, are used
 """
 

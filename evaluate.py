@@ -51,16 +51,16 @@ def load_policy(run_dir: Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict
 
 
 def play(
-    act: Callable[[np.ndarray], np.ndarray], env_id: str, episodes: int, seed: int, filmed: int = 0
+    act: Callable[[np.ndarray], np.ndarray], env_id: str, episodes: int, seed: int, filmed: int = 0, **goal: Any
 ) -> tuple[dict[str, list], list[np.ndarray]]:
     """Play episodes; return lists with one entry per episode, as in a run's result.json, and the pictures of the first.
 
     The starts are those of a run's evaluation with this seed. Of each filmed episode every second state is a picture,
-    until ten states are solved.
+    until ten states are solved. `goal`: of a Fetch task, another one than its own (cvl.py --reward-goal).
     """
     lists: dict[str, list] = {"seed": [], "episode": [], "return": []}
     try:
-        env = common.make_env(env_id, **({"render_mode": "rgb_array"} if filmed else {}))
+        env = common.make_env(env_id, **goal, **({"render_mode": "rgb_array"} if filmed else {}))
         if filmed and "rgb_array" not in env.metadata.get("render_modes", ()):
             raise TypeError("its metadata names no render mode rgb_array")
     except TypeError as error:  # of an environment that takes no render_mode, too
@@ -112,7 +112,8 @@ def evaluate(args: Args) -> dict[str, Any]:
     if args.video and args.video.suffix not in (".mp4", ".gif"):
         raise common.UserError(f"--video is {args.video}; it must end in .mp4 or .gif.")
     filmed = 4 if args.video else 0
-    lists, pictures = play(act, args.env_id or result["args"]["env_id"], args.episodes, args.seed, filmed)
+    goal = {"goal": result["args"]["reward_goal"]} if result["args"].get("reward_goal") and not args.env_id else {}
+    lists, pictures = play(act, args.env_id or result["args"]["env_id"], args.episodes, args.seed, filmed, **goal)
     summary = common.summarise(lists)
     if "success_rate" in summary:
         for name, text in (("success", "at any step"), ("final_success", "at the last step")):

@@ -1,11 +1,8 @@
 """ORIL: learn a reward from a few success examples, then a policy from that reward and the trajectories.
 
-A classifier learns to tell success examples from the states of the trajectories; its probability is the reward of
-arriving in a state. TD3+BC, offline reinforcement learning by temporal differences, learns that reward's Q-function and
-a policy that maximises it, held close to the data. Classifier, critic and policy are trained side by side.
-
-Zolna et al. 2020, "Offline Learning from Demonstrations and Unlabeled Experience"; TD3+BC is Fujimoto and Gu 2021, "A
-Minimalist Approach to Offline Reinforcement Learning". `diff oril.py purl.py` shows the other reward loss.
+A classifier tells success examples from states of the trajectories; its probability is the reward of arriving there.
+TD3+BC learns that reward's Q-function by temporal differences, and a policy that maximises it, held close to the data.
+Zolna et al. 2020; TD3+BC is Fujimoto and Gu 2021. `diff oril.py purl.py` shows the other reward loss.
 
     python oril.py --env-id FetchReach --gradient-steps 10000
     python oril.py --env-id FetchPush --num-success 10
@@ -59,6 +56,7 @@ class Args:
     batch_size: Annotated[int | None, 2, 2**32 - 1] = None  # transitions in a batch; states 256, images 128
     learning_rate: Share = 1e-3  # Adam's step size for critic and policy at the start; it falls linearly to zero
     reward_learning_rate: Share = 1e-4  # the same for the reward network
+    reward: Literal["learned", "true"] = "learned"  # true: an oracle, TD3+BC on the success flags of all states
     discount: Annotated[float, 1e-6, 1 - 1e-6] = 0.99  # how much a reward one step later counts
     hidden_dim: Count = 256  # width of the two hidden layers in every network
     alpha: Annotated[float, 0, 1e6] = 10.0  # weight of the normalised Q-value against cloning in the policy's loss
@@ -210,6 +208,7 @@ class Data(NamedTuple):
     train: common.Transitions  # of it, as many episodes as are held out, for metrics that can be compared with these
     heldout: common.Transitions  # what is never trained on
     device: torch.device  # where batches go
+    solved: np.ndarray | None = None  # [episodes * (steps + 1)] success flags of the states; for the oracle alone
 
 
 def load_data(args: Args, device: torch.device) -> tuple:
@@ -233,7 +232,8 @@ def load_data(args: Args, device: torch.device) -> tuple:
     uses = [common.transitions(dataset, episodes) for episodes in (training, training[: len(heldout)], heldout)]
     labelled = common.load_labelled(args.dataset, dataset, heldout).items()
     labelled = {label: torch.from_numpy(x).to(device) for label, x in labelled if len(x)}
-    return dataset, Data(observations, *uses, device), mean, std, torch.from_numpy(examples).to(device), labelled
+    flags = common.load_array(args.dataset / "successes.npy", "|b1").ravel() if args.reward == "true" else None
+    return dataset, Data(observations, *uses, device, flags), mean, std, torch.from_numpy(examples).to(device), labelled
 
 
 class Batch(NamedTuple):
@@ -244,6 +244,7 @@ class Batch(NamedTuple):
     noise: Tensor  # [B, A], standard normal, for the actions of policy and target policy
     chosen: Tensor  # [N] which success examples are used, at most a batch of them
     shifts: list  # of observations, next observations and these success examples, [B, 2], [B, 2] and [N, 2], or None
+    solved: Tensor | None = None  # [B], success flags of the next observations; for the oracle alone
 
 
 def sample(data: Data, args: Args, step: int, use: str = "batches") -> Batch:
@@ -256,9 +257,9 @@ def sample(data: Data, args: Args, step: int, use: str = "batches") -> Batch:
     shifts = [rng.integers(2 * args.random_shift + 1, size=(n, 2)) if args.random_shift else None for n in sizes]
     rows = [torch.from_numpy(x).to(data.observations.device) for x in (row, row + 1)]
     observation, following = (data.observations.index_select(0, x).to(data.device) for x in rows)
-    arrays = action, terminal, noise, chosen, *shifts
+    arrays = action, terminal, noise, chosen, *shifts, data.solved if data.solved is None else data.solved[row + 1]
     action, *tensors = (x if x is None else torch.from_numpy(x).to(data.device) for x in arrays)
-    return Batch(observation, action, following, *tensors[:3], tensors[3:])
+    return Batch(observation, action, following, *tensors[:3], tensors[3:6], tensors[6])
 
 
 @torch.no_grad()
@@ -272,12 +273,12 @@ def next_q(batch: Batch, networks: Networks, shift: Tensor | None) -> Tensor:
 def update(batch: Batch, examples: Tensor, networks: Networks, optimizer: Adam, args: Args, step: int) -> None:
     """Take one gradient step of reward and critic, and after every second one a step of policy and targets."""
     optimizer.zero_grad()
-    shift, next_shift, examples_shift = batch.shifts
-    logits = networks.reward(batch.next_observation, next_shift)
-    loss = reward_loss(networks.reward(examples[batch.chosen], examples_shift), logits)
-    features, reward = networks.critic.encoder(batch.observation, shift), logits.detach().sigmoid()
+    logits = networks.reward(batch.next_observation, batch.shifts[1])
+    loss = reward_loss(networks.reward(examples[batch.chosen], batch.shifts[2]), logits)
+    features = networks.critic.encoder(batch.observation, batch.shifts[0])
+    reward = logits.detach().sigmoid() if batch.solved is None else batch.solved.float()
     q = networks.critic(features, batch.action)
-    loss = loss + critic_loss(q, reward, batch.terminal, next_q(batch, networks, next_shift), args.discount)
+    loss = loss + critic_loss(q, reward, batch.terminal, next_q(batch, networks, batch.shifts[1]), args.discount)
     if step % 2 == 1:  # the optimiser leaves networks without a gradient as they are
         mean, std = networks.actor.distribution(features)
         networks.critic.requires_grad_(False)  # the policy's loss changes nothing there
@@ -287,8 +288,7 @@ def update(batch: Batch, examples: Tensor, networks: Networks, optimizer: Adam, 
     loss.backward()
     optimizer.step()
     if step % 2 == 1:
-        learned = nn.ModuleList([networks.actor, networks.critic]).parameters()
-        for target, parameter in zip(networks.targets.parameters(), learned):
+        for target, parameter in zip(networks.targets.parameters(), networks.parameters()):  # its first: actor, critic
             target.lerp_(parameter.detach(), args.tau)
 
 
@@ -297,10 +297,11 @@ def measure(batch: Batch, examples: Tensor, labelled: dict[str, Tensor], network
     """Return metrics of one batch, without the random shift, and of states by label; docs/oril.md explains each."""
     logits, logits_examples = networks.reward(batch.next_observation), networks.reward(examples)
     features = networks.critic.encoder(batch.observation)
+    reward = logits.sigmoid() if batch.solved is None else batch.solved.float()
     q, (mean, std) = networks.critic(features, batch.action), networks.actor.distribution(features)
     metrics = {
         "reward_loss": reward_loss(logits_examples, logits),
-        "critic_loss": critic_loss(q, logits.sigmoid(), batch.terminal, next_q(batch, networks, None), args.discount),
+        "critic_loss": critic_loss(q, reward, batch.terminal, next_q(batch, networks, None), args.discount),
         "bc_loss": -networks.actor.log_prob(mean, std, batch.action).mean(),
         "reward_examples": logits_examples.sigmoid().mean(),
         "reward_data": logits.sigmoid().mean(),
@@ -308,8 +309,7 @@ def measure(batch: Batch, examples: Tensor, labelled: dict[str, Tensor], network
         "q_policy": networks.critic(features, networks.actor.mode(features)).amin(0).mean(),
     }
     for label, x in labelled.items():
-        metrics[f"reward_{label}"] = networks.reward(x).sigmoid().mean()
-        features = networks.critic.encoder(x)
+        features, metrics[f"reward_{label}"] = networks.critic.encoder(x), networks.reward(x).sigmoid().mean()
         metrics[f"q_{label}"] = networks.critic(features, networks.actor.mode(features)).amin(0).mean()
     return {name: value.item() for name, value in metrics.items()}
 

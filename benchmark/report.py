@@ -63,12 +63,19 @@ DIFFERENCES = {  # how the cases of an experiment are called in the tables of di
 }
 CRITIC_LOSSES = {"nce": "NCE", "cpc": "CPC", "c_learning": "C-learning", "nce_c_learning": "NCE + C-learning"}
 CRITIC_LOSSES |= {"gcbc": "none (cloning)"}
+CVL = {
+    "marginal": "CVL, `marginal`", "rff": "CVL, `rff`", "released": "CVL, `released`",
+    "oracle": "TD3+BC on the true success flag, an oracle",
+}  # fmt: skip
+GOALS = {"cvl": "CVL, the policy trained again", "bc": "BC"}
 KINDS = ("success", "final_success")  # at any step after the first action, and at the last step
 RESAMPLES = 10_000
 INTERVALS = (
     "Brackets: 95 % intervals from a bootstrap that resamples seeds and, within each, its distinct episodes; Wilson's "
     "interval of all distinct episodes where their outcomes are all the same."
 )
+MEASURED = "any step | last step | each seed, any / last | steps | minutes"
+MINUTES = "Minutes: of training, the median over seeds, with one thread and beside other work."
 
 
 # ----------------------------------------------------------------------------------------------------------- intervals
@@ -166,11 +173,27 @@ def seeds(runs: list[dict]) -> str:
     return ", ".join(" / ".join(f"{outcomes(run, kind).mean():.2f}" for kind in KINDS) for run in runs)
 
 
+def measured(runs: list[dict]) -> list[str]:
+    """Return the cells of runs of one setting: rates, those of each seed, gradient steps and minutes of training."""
+    steps = runs[0].get("gradient_steps", runs[0]["args"]["gradient_steps"])  # an online agent's are not a flag
+    minutes = np.median([run["seconds"]["training"] for run in runs]) / 60
+    rates = f"**{rate(runs, 'success')}**", rate(runs, "final_success")
+    return [*rates, seeds(runs), f"{steps:,}", f"{minutes:.1f}"]
+
+
 def table(caption: str, columns: str, rows: list[list[str]]) -> str:
     """Return a Markdown table below its caption; `columns` has the headings, with a bar between two."""
     heading = f"| {columns} |"
     lines = [heading, "|---" * (heading.count("|") - 1) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join([textwrap.fill(caption, 120), "", *lines])
+
+
+def by_setting(experiment: str) -> dict[str, list[dict]]:
+    """Return an experiment's runs by their names without the seeds."""
+    found = {}
+    for name, run in load(experiment).items():
+        found.setdefault(name.rsplit("-", 1)[0], []).append(run)
+    return found
 
 
 def groups(experiment: str) -> list[tuple[str, dict[str, list[dict]]]]:
@@ -199,13 +222,8 @@ def methods_table(experiment: str, first_column: str) -> str:
     rows = []
     for case, methods in groups(experiment):
         for method, mine in methods.items():
-            minutes = np.median([run["seconds"]["training"] for run in mine]) / 60
-            row = [written(case), METHODS[method], f"**{rate(mine, 'success')}**"]
-            row += [rate(mine, "final_success"), seeds(mine), f"{mine[0]['args']['gradient_steps']:,}"]
-            rows.append([*row, f"{minutes:.1f}"])
-    caption = f"{INTERVALS} Minutes: of training, the median over seeds, with one thread and beside other work."
-    columns = f"{first_column} | method | any step | last step | each seed, any / last | steps | minutes"
-    return table(caption, columns, rows)
+            rows.append([written(case), METHODS[method], *measured(mine)])
+    return table(f"{INTERVALS} {MINUTES}", f"{first_column} | method | {MEASURED}", rows)
 
 
 def differences_table(names: dict[str, str]) -> str:
@@ -231,9 +249,7 @@ def differences_table(names: dict[str, str]) -> str:
 def settings_table() -> str:
     """Return the table of LAEO's own settings on FetchPush, with the defaults in the first rows."""
     cases, rows = {"default": of_task(load("state"), "laeo", "FetchPush")}, []
-    cases["default-31271"] = of_task(load("sizes"), "laeo", "31271")
-    for name, run in load("settings").items():
-        cases.setdefault(name.rsplit("-", 1)[0], []).append(run)
+    cases |= {"default-31271": of_task(load("sizes"), "laeo", "31271")} | by_setting("settings")
     for name, mine in cases.items():
         if mine:
             args = mine[0]["args"]
@@ -241,6 +257,13 @@ def settings_table() -> str:
             rows[-1] += [*(rate(mine, kind) for kind in KINDS), seeds(mine)]
     columns = "setting | dataset | objective | bc_coef | any step | last step | each seed, any / last"
     return table(INTERVALS, columns, rows)
+
+
+def cvl_table(experiment: str, names: dict[str, str]) -> str:
+    """Return the table of an experiment, with a row for each of these settings."""
+    found = by_setting(experiment)
+    rows = [[text, *measured(found[name])] for name, text in names.items() if name in found]
+    return table(f"{INTERVALS} {MINUTES}", f"method | {MEASURED}", rows)
 
 
 def search_table() -> str:
@@ -280,24 +303,19 @@ def tailo_table() -> str:
         for method, name in methods.items():
             runs = others["examples" if case.isdigit() else "state"] if method in METHODS else own
             if mine := of_task(runs, method, case):
-                minutes = np.median([run["seconds"]["training"] for run in mine]) / 60
-                row = [f"FetchPush, examples: {case}" if case.isdigit() else case, name]
-                row += [f"**{rate(mine, 'success')}**", rate(mine, "final_success"), seeds(mine)]
-                rows.append([*row, f"{mine[0]['args']['gradient_steps']:,}", f"{minutes:.1f}"])
+                rows.append([f"FetchPush, examples: {case}" if case.isdigit() else case, name, *measured(mine)])
     caption = (
-        f"{INTERVALS} Oracle: cloning of the episodes that end solved, which no method may know. Minutes: of training, "
-        "TAILO's classifiers included, the median over seeds, with one thread and beside other work."
+        f"{INTERVALS} {MINUTES} Those of TAILO include its classifiers. Oracle: cloning of the episodes that end "
+        "solved, which no method may know."
     )
-    return table(caption, "task | method | any step | last step | each seed, any / last | steps | minutes", rows)
+    return table(caption, f"task | method | {MEASURED}", rows)
 
 
 def tailo_search_table() -> str:
     """Return the table of the settings of TAILO that were tried."""
     from run import TAILO_BASE, TAILO_SEARCH
 
-    found, rows = {}, []
-    for key, run in load("tailo_search").items():
-        found.setdefault(key.rsplit("-", 1)[0], []).append(run)
+    found, rows = by_setting("tailo_search"), []
     for name in TAILO_SEARCH:
         if mine := found.get(name):
             cells = [rate(mine, kind) for kind in KINDS]
@@ -359,19 +377,13 @@ def behavior_table() -> str:
 
 def contrastive_rl_table() -> str:
     """Return the table of contrastive RL: online with drawn goals, and offline with every loss."""
-    cases, rows = {}, []
-    for name, run in load("contrastive_rl").items():
-        cases.setdefault(name.rsplit("-", 1)[0], []).append(run)
+    cases, rows = by_setting("contrastive_rl"), []
     for name in ("online-FetchReach", *(f"offline-{loss}" for loss in CRITIC_LOSSES)):
         if mine := cases.get(name):
             mode, case = name.split("-")
             loss, task = ("nce", "FetchReach, drawn goals") if mode == "online" else (case, "FetchPush")
-            minutes = np.median([run["seconds"]["training"] for run in mine]) / 60
-            row = [f"{mode}, {task}", CRITIC_LOSSES[loss], f"**{rate(mine, 'success')}**", rate(mine, "final_success")]
-            rows.append([*row, seeds(mine), f"{mine[0]['gradient_steps']:,}", f"{minutes:.1f}"])
-    caption = f"{INTERVALS} Minutes: of training, the median over seeds, with one thread and beside other work."
-    columns = "setting | critic's loss | any step | last step | each seed, any / last | gradient steps | minutes"
-    return table(caption, columns, rows)
+            rows.append([f"{mode}, {task}", CRITIC_LOSSES[loss], *measured(mine)])
+    return table(f"{INTERVALS} {MINUTES}", f"setting | critic's loss | {MEASURED}", rows)
 
 
 def threads_table() -> str:
@@ -477,6 +489,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "state": lambda: methods_table("state", "task"), "hard": lambda: methods_table("hard", "task"),
     "examples": lambda: methods_table("examples", "success examples"),
     "sizes": lambda: methods_table("sizes", "episodes"), "settings": settings_table, "search": search_table,
+    "cvl": lambda: cvl_table("cvl", CVL), "goals": lambda: cvl_table("goals", GOALS),
     "bandwidth": lambda: methods_table("bandwidth", "success examples"),
     "images": lambda: methods_table("images", "task"),
     "image_examples": lambda: methods_table("image_examples", "success examples"),

@@ -74,6 +74,13 @@ CONTRASTIVE_RL = {  # goals drawn for each episode and no scripted ones; then of
 SEARCH_COMMIT = "618187c"
 SEARCH_SEEDS = (100, 101, 102)  # in no table; the evaluation starts of a seed are the same for every setting
 SEARCH_FLAGS = "--env-id FetchPush --eval-episodes 300 --eval-interval 0"
+CVL = {  # on FetchPush; the oracle is TD3+BC on the true success flag, which no other method sees as a reward
+    "marginal": "cvl.py",
+    "rff": "cvl.py --estimator rff",
+    "released": "cvl.py --estimator released",
+    "oracle": "oril.py --reward true",
+}
+GOAL = (1.35, 0.85, 0.42469975)  # of the experiment goals; the data's policies were commanded to (1.4, 0.9)
 TAILO_BASE = (
     "--classifier-steps 1000 --eta 0.3 --safe-quantile 0.5 --penalty-coef 10 --reward-scale 1.25 --discount 0.99"
 )
@@ -178,6 +185,16 @@ def experiments() -> dict[str, dict[str, list[str]]]:
         for name, given in CONTRASTIVE_RL.items()
         for seed in range(3)
     }
+    cvl = {
+        f"{name}-{seed}": f"{command} --env-id FetchPush --seed {seed}"
+        for name, command in CVL.items()
+        for seed in range(3)
+    }
+    goals = {
+        f"{method}-{seed}": f"benchmark/run.py --goal {method} --env-id FetchPush --seed {seed}"
+        for method in ("cvl", "bc")
+        for seed in range(3)
+    }
     random = {task: f"benchmark/run.py --random --env-id {task}" for task in STATE_TASKS}
     behavior = {task: f"benchmark/run.py --behavior --env-id {task}" for task in STATE_TASKS}
     images = {
@@ -207,7 +224,7 @@ def experiments() -> dict[str, dict[str, list[str]]]:
                 gpu[f"{method}-{task}-{n}"] = command
     runs = {"data": data, "state": state, "hard": hard, "examples": examples, "sizes": sizes, "settings": settings}
     runs |= {"bandwidth": bandwidth, "search": search, "random": random, "behavior": behavior}
-    runs |= {"tailo": tailo, "tailo_search": tailo_search, "contrastive_rl": contrastive_rl}
+    runs |= {"tailo": tailo, "tailo_search": tailo_search, "contrastive_rl": contrastive_rl, "cvl": cvl, "goals": goals}
     runs |= {"images": images, "image_examples": image_examples, "image_sizes": image_sizes, "gpu": gpu}
     return {name: {run: command.split() for run, command in commands.items()} for name, commands in runs.items()}
 
@@ -218,11 +235,11 @@ def write_json(path: Path, content: dict) -> None:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
-def play(act: Callable, env_id: str, episodes: int, seed: int, method: str, run_dir: Path) -> None:
+def play(act: Callable, env_id: str, episodes: int, seed: int, method: str, run_dir: Path, **goal: tuple) -> None:
     """Write a result.json of a function from observations to actions, on the starts of evaluations with this seed."""
     import evaluate  # which takes seconds
 
-    played, _ = evaluate.play(act, env_id, episodes, seed)
+    played, _ = evaluate.play(act, env_id, episodes, seed, **goal)
     result = common.summarise(played) | {"episodes": played, "method": method, "args": {"env_id": env_id}}
     write_json(run_dir / "result.json", result)
 
@@ -251,6 +268,24 @@ def play_behavior(env_id: str, run_dir: Path) -> None:
     play(act, env_id, 300, SEARCH_SEEDS[0], "behavior", run_dir)
 
 
+def reach_goal(method: str, env_id: str, seed: int, run_dir: Path) -> None:
+    """Write a result.json of GOAL: of CVL's policy for it, whose critic a run for the task's own goal trained, or BC's.
+
+    BC clones the data, whatever the goal is.
+    """
+    import bc
+    import cvl
+    import evaluate
+
+    script, first = {"cvl": cvl, "bc": bc}[method], run_dir.with_name(f"{run_dir.name}-first")
+    script.train(script.Args(env_id=env_id, seed=seed, eval_episodes=0, run_dir=first))
+    if method == "cvl":
+        goal = {"critic": str(first), "reward_goal": GOAL}
+        cvl.train(cvl.Args(env_id=env_id, seed=seed, eval_interval=0, run_dir=run_dir, **goal))
+    else:
+        play(evaluate.load_policy(first)[0], env_id, 100, seed, method, run_dir, goal=GOAL)
+
+
 def archive(source: Path, target: Path) -> None:
     """Copy a result.json or a metadata.json to the results; of paths among its flags only the last part is kept."""
     result, metrics = json.loads(source.read_text()), source.parent / "metrics.jsonl"
@@ -262,7 +297,7 @@ def archive(source: Path, target: Path) -> None:
             for line in lines
             if "eval/success_rate" in line
         ]
-    for flag in ("dataset", "run_dir"):
+    for flag in ("dataset", "run_dir", "critic"):
         if path := result.get("args", {}).get(flag):
             result["args"][flag] = Path(path).name
     write_json(target, result)
@@ -278,7 +313,8 @@ def needed(command: list[str]) -> Path | None:
     if "--dataset" in command:
         return ROOT / command[command.index("--dataset") + 1]
     tasks = [task for task in common.TASKS if task in command]
-    if command[0] in ("collect_data.py", "benchmark/run.py") or not tasks:
+    trains = command[0] not in ("collect_data.py", "benchmark/run.py") or "--goal" in command
+    if not trains or not tasks:
         return None
     return dataset(tasks[0] + "-hard" * ("hard" in command))
 
@@ -351,6 +387,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run only those whose name contains this")
     parser.add_argument("--random", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--behavior", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--goal", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--env-id", help=argparse.SUPPRESS)
     parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -358,6 +396,8 @@ def main() -> None:
         return play_randomly(args.env_id, args.run_dir)
     if args.behavior:
         return play_behavior(args.env_id, args.run_dir)
+    if args.goal:
+        return reach_goal(args.goal, args.env_id, args.seed, args.run_dir)
     if unknown := set(args.experiments) - set(experiments()):
         sys.exit(f"error: there is no experiment {sorted(unknown)[0]}; choose from {names}.")
     if args.jobs < 1:

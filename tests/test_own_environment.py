@@ -20,6 +20,7 @@ import torch
 
 import bc
 import common
+import cvl
 import evaluate
 import laeo
 import oril
@@ -27,7 +28,7 @@ import purl
 import tailo
 
 ROOT = Path(common.__file__).parent
-SCRIPTS = {"laeo": laeo, "oril": oril, "purl": purl, "tailo": tailo, "bc": bc}
+SCRIPTS = {"laeo": laeo, "oril": oril, "purl": purl, "tailo": tailo, "bc": bc, "cvl": cvl}
 SIMULATORS = ("mujoco", "gymnasium_robotics", "metaworld")
 POINT_MASS = '''
 """A point mass in a square, with its goal in one quarter; it moves by up to 0.1 along each axis in a step."""
@@ -71,6 +72,7 @@ SCRIPT_FLAGS = {"laeo": ["--gradient-steps", "2500", "--discount", "0.9", "--num
 SCRIPT_FLAGS["oril"] = SCRIPT_FLAGS["purl"] = [*SCRIPT_FLAGS["laeo"], "--reward-learning-rate", "0.001"]
 SCRIPT_FLAGS["tailo"] = [*SCRIPT_FLAGS["laeo"], "--classifier-steps", "300"]
 SCRIPT_FLAGS["bc"] = ["--gradient-steps", "1500"]
+SCRIPT_FLAGS["cvl"] = ["--gradient-steps", "2500", "--discount", "0.9", "--reward", "rewards"]
 
 
 def demonstrate(env: gym.Env, goal: np.ndarray, episodes: int = 200) -> tuple[list, list, list]:
@@ -109,7 +111,8 @@ def project(tmp_path_factory):
     for name, env_id in (("data", "PointMass-v0"), ("unit", "PointMassUnit-v0")):
         observations, actions, terminals = demonstrate(gym.make(env_id), pointmass.GOAL)
         examples = [states[-1] for states, terminal in zip(observations, terminals) if terminal]
-        common.save_dataset(directory / name, observations, actions, examples, terminals)
+        rewards = [[0.0] * (len(played) - 1) + [float(terminal)] for played, terminal in zip(actions, terminals)]
+        common.save_dataset(directory / name, observations, actions, examples, terminals, rewards)
     yield directory
     sys.path.remove(str(directory))
 
@@ -252,6 +255,7 @@ def test_what_is_missing_is_a_sentence(project, plain_python, tmp_path):
 def short_args(script, run_dir: Path, **kwargs):
     defaults = {"gradient_steps": 20, "batch_size": 16, "hidden_dim": 16, "repr_dim": 8, "num_success": 10}
     defaults |= {"log_interval": 10, "eval_interval": 0, "eval_episodes": 3, "device": "cpu"}
+    defaults |= {"reward": "rewards"} if script is cvl else {}
     defaults = {name: value for name, value in (defaults | kwargs).items() if hasattr(script.Args, name)}
     return script.Args(run_dir=run_dir, **defaults)
 

@@ -33,13 +33,16 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 import bc
 import common
+import cvl
 import laeo
 import oril
 import purl
 import tailo
 
 ROOT = Path(common.__file__).parent
-SCRIPTS = {"laeo": laeo, "bc": bc, "oril": oril, "purl": purl, "tailo": tailo}
+SCRIPTS = {"laeo": laeo, "bc": bc, "oril": oril, "purl": purl, "tailo": tailo, "cvl": cvl}
+OF_IMAGES = {name: script for name, script in SCRIPTS.items() if script is not cvl}
+CASES = [(script, False) for script in SCRIPTS.values()] + [(script, True) for script in OF_IMAGES.values()]
 CPU = torch.device("cpu")
 METRICS = {
     "laeo": {
@@ -47,6 +50,9 @@ METRICS = {
         "value_policy", "policy_std",
     },
     "bc": {"bc_loss", "action_error", "policy_std"},
+    "cvl": {
+        "critic_loss", "categorical_accuracy", "bc_loss", "reward_futures", "value_data", "value_policy", "policy_std",
+    },
     "oril": {"reward_loss", "critic_loss", "bc_loss", "reward_examples", "reward_data", "q_data", "q_policy"},
     "tailo": {"policy_loss", "bc_loss", "weight", "effective_share", "policy_std"},
 }  # fmt: skip
@@ -64,6 +70,8 @@ def small_args(script, dataset, run_dir, **kwargs):
     defaults = {"env_id": "FetchReach", "gradient_steps": 40, "batch_size": 32, "hidden_dim": 32, "repr_dim": 8}
     defaults |= {"num_success": 10, "log_interval": 10, "eval_interval": 0, "eval_episodes": 0, "device": "cpu"}
     defaults |= {"classifier_steps": 20}
+    if script is cvl and dataset and (Path(dataset) / "rewards.npy").exists():
+        defaults["reward"] = "rewards"  # of data without success flags
     defaults = {name: value for name, value in defaults.items() if hasattr(script.Args, name)}
     return script.Args(dataset=dataset, run_dir=run_dir, **{**defaults, **kwargs})
 
@@ -160,6 +168,7 @@ def save_points(path, episodes=12, one_length=None, **changes):
         "observations": [rng.normal(size=(n + 1, 3)) for n in lengths],
         "actions": [rng.uniform(-2, 2, (n, 2)) for n in lengths],
         "success_examples": rng.normal(size=(20, 3)),
+        "rewards": [rng.normal(size=n) for n in lengths],
     }
     common.save_dataset(path, **(arrays | changes))
     return path
@@ -169,7 +178,8 @@ def save_images(path):
     rng = np.random.default_rng(0)
     observations = [rng.integers(0, 256, (6, 16, 20, 3)) for _ in range(8)]
     actions = [rng.uniform(-2, 2, (5, 2)) for _ in range(8)]
-    common.save_dataset(path, observations, actions, rng.integers(0, 256, (12, 16, 20, 3)))
+    examples, rewards = rng.integers(0, 256, (12, 16, 20, 3)), rng.normal(size=(8, 5))
+    common.save_dataset(path, observations, actions, examples, rewards=rewards)
     return path
 
 
@@ -250,10 +260,10 @@ def equal(one, other):
     return len(tensors(one)) == len(tensors(other)) and all(map(torch.equal, tensors(one), tensors(other)))
 
 
-@pytest.mark.parametrize("images", [False, True], ids=["states", "images"])
+@pytest.mark.parametrize("script, images", CASES)
 def test_a_batch_depends_on_the_data_the_seed_and_the_step_alone(script, images, tmp_path):
     dataset = (save_images if images else save_points)(tmp_path / "data")
-    args = small_args(script, dataset, None, random_shift=2 if images else 0, batch_size=8)  # of ten examples
+    args = small_args(script, dataset, None, batch_size=8, **({"random_shift": 2} if images else {}))  # of ten examples
     data = script.load_data(args, CPU)[1]
     once = [script.sample(data, args, step) for step in range(6)]
     torch.manual_seed(5)
@@ -263,7 +273,7 @@ def test_a_batch_depends_on_the_data_the_seed_and_the_step_alone(script, images,
         again = list(threads.map(lambda step: script.sample(data, other, step), reversed(range(6))))[::-1]
     assert all(map(equal, once, again))
     shifts = {"bc": 1, "tailo": 1, "laeo": 2}.get(script.__name__, 3)
-    assert len(tensors(once[0])) == {"bc": 2, "tailo": 3}.get(script.__name__, 6) + images * shifts
+    assert len(tensors(once[0])) == {"bc": 2, "tailo": 3, "laeo": 6, "cvl": 5}.get(script.__name__, 6) + images * shifts
     for one, other in combinations(once, 2):
         assert not any(torch.equal(a, b) for a, b in zip(tensors(one), tensors(other)) if a.unique().numel() > 1)
     seed = script.sample(data, dataclasses.replace(args, seed=1), 3)
@@ -297,6 +307,7 @@ def test_weights_batches_metrics_and_evaluation_draw_from_different_streams(scri
 
 
 @pytest.mark.parametrize("images", [False, True], ids=["states", "images"])
+@pytest.mark.parametrize("script", OF_IMAGES.values())
 def test_flags_that_are_not_given_have_a_default_for_states_and_one_for_images(script, images, tmp_path):
     """And those that are given stay, also a zero."""
     dataset = (save_images if images else save_points)(tmp_path / "data")
@@ -314,6 +325,7 @@ def test_flags_that_are_not_given_have_a_default_for_states_and_one_for_images(s
     assert script.DEFAULTS["random_shift"][0] == 0  # else states would be refused
 
 
+@pytest.mark.parametrize("script", OF_IMAGES.values())
 def test_help_names_the_defaults_for_states_and_for_images(script):
     source = Path(script.__file__).read_text()
     for name, (states, pictures) in script.DEFAULTS.items():
@@ -323,6 +335,7 @@ def test_help_names_the_defaults_for_states_and_for_images(script):
 
 
 @pytest.mark.parametrize("images", [False, True], ids=["states", "images"])
+@pytest.mark.parametrize("script", OF_IMAGES.values())
 def test_a_run_keeps_the_defaults_that_it_began_with(script, images, tmp_path, monkeypatch):
     """In its result, and when it is resumed, even by a version with others; the caller's flags stay as they were."""
     dataset = (save_images if images else save_points)(tmp_path / "data")
@@ -372,7 +385,7 @@ def test_success_that_is_named_is_that_of_the_readmes_table():
     table = {(task, method.lower()): f"{once} / {last}" for task, method, once, last in rows}
     assert len(table) == len(rows) >= 16
     for name, script in SCRIPTS.items():
-        assert "FetchPush" in script.README or script is tailo  # whose results are not there yet
+        assert "FetchPush" in script.README or script in (tailo, cvl)  # whose results are not there yet
         assert script.README == {task: table[task, name] for task in script.README}
 
 
@@ -399,6 +412,7 @@ def test_stopped_and_resumed_run_gives_the_same_bits(script, steps, reach_datase
     assert_tensorboard_shows_the_metrics(tmp_path / "run")
 
 
+@pytest.mark.parametrize("script", OF_IMAGES.values())
 def test_images_that_are_shifted_resume_to_the_same_bits(script, tmp_path):
     """In their file, as on every CPU, and with the thread that draws ahead."""
     dataset = save_images(tmp_path / "data")
@@ -874,7 +888,7 @@ def test_result_and_metrics_hold_what_the_readme_promises(script, finished, reac
 LOAD_POLICY = """
 import importlib.util, sys
 import numpy as np, torch
-ours = "common", "laeo", "bc", "oril", "purl", "tailo", "robot_tasks"
+ours = "common", "laeo", "bc", "oril", "purl", "tailo", "cvl", "robot_tasks"
 assert not any(importlib.util.find_spec(name) for name in ours)
 for path, observations, output in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3]):
     policy = torch.export.load(path).module()
@@ -892,7 +906,7 @@ def network_actor(script, run_dir):
     weights = {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)}
     args = script.Args(**checkpoint["args"])
     statistics = weights["encoder.observation_mean"], weights["encoder.observation_std"]
-    encoder = script.Encoder(*statistics, args, generator)
+    encoder = script.Encoder(*statistics, *(() if script is cvl else (args, generator)))
     actor = script.Actor(encoder, weights["action_bounds"], args.hidden_dim, generator)
     actor.load_state_dict(weights)
     return actor
@@ -904,7 +918,7 @@ def test_exported_policy_needs_none_of_our_files(finished, tmp_path):
     points = save_points(tmp_path / "points")
     rng = np.random.default_rng(3)
     runs = {name: (SCRIPTS[name], run, rng.normal(size=(300, 10)).astype(np.float32)) for name, run in finished.items()}
-    for name, script in SCRIPTS.items():
+    for name, script in OF_IMAGES.items():
         args = small_args(script, images, tmp_path / f"{name}-images", channels=4, random_shift=2, gradient_steps=2)
         pictures = rng.integers(0, 256, (300, 16, 20, 3), np.uint8)
         runs[f"{name}-images"] = script, args.run_dir, pictures
@@ -965,7 +979,7 @@ def test_all_methods_hold_out_the_same_episodes_and_standardise_alike(reach_data
         assert torch.equal(other["mean"], loaded["laeo"]["mean"]) and torch.equal(other["std"], loaded["laeo"]["std"])
         assert "examples" not in other or torch.equal(other["examples"], loaded["laeo"]["examples"])
     buffers = [x for name in SCRIPTS for key, x in final_weights(finished[name]).items() if key.endswith("_mean")]
-    assert len(buffers) == 2 + 1 + 5 + 5 + 1 and all(torch.equal(buffers[0], other) for other in buffers)
+    assert len(buffers) == 2 + 1 + 5 + 5 + 1 + 2 and all(torch.equal(buffers[0], other) for other in buffers)
 
 
 def test_standardisation_is_that_of_the_episodes_trained_on(script, reach_dataset):
@@ -1002,7 +1016,7 @@ def test_heldout_episodes_change_no_weight(script, reach_dataset, finished, tmp_
         train, heldout = ([[row[f"{use}/{name}"] for row in lines if f"{use}/{name}" in row] for lines in rows]
                           for use in ("train", "heldout"))  # fmt: skip
         assert len(train[0]) == 4 and train[0] == train[1]
-        assert heldout[0] != heldout[1] or name in ("reward_examples", "value_data")
+        assert heldout[0] != heldout[1] or name in ("reward_examples", "value_data", "reward_futures")
 
 
 def test_metrics_are_drawn_from_the_episodes_they_are_named_for(script, reach_dataset, tmp_path, monkeypatch):
@@ -1064,18 +1078,22 @@ def functions_that_name(path, text):
 def test_a_method_cannot_reach_rewards_or_success_flags():
     """The line that the project holds: only the choice of examples and the evaluation look at success.
 
-    And an oracle, bc.py with --only-solved, in a function of its own that nothing calls without this flag.
+    Beyond it stand cvl.py, which is for data with rewards, and two oracles: oril.py and purl.py with --reward true, and
+    bc.py with --only-solved, in a function of its own that nothing calls without this flag.
     """
     fields = ("observations", "actions", "lengths", "success_examples", "terminals", "action_bounds", "checksum")
     assert common.Dataset._fields == fields
     assert functions_that_name(ROOT / "common.py", "successes") == {"load_labelled"}
     assert functions_that_name(ROOT / "common.py", "rewards") == {"save_dataset"}
     for script in SCRIPTS.values():
-        path, oracle = Path(script.__file__), {"solved_episodes"} if script is bc else set()
-        assert functions_that_name(path, "successes") == oracle and not functions_that_name(path, "rewards")
+        beyond = {laeo: set(), tailo: set(), bc: {"solved_episodes"}, cvl: {"load_rewards"}}.get(script, {"load_data"})
+        path = Path(script.__file__)
+        assert functions_that_name(path, "successes") == beyond
+        rewards = {"Data", "load_rewards", "load_data", "sample"} if script is cvl else set()
+        assert functions_that_name(path, "rewards") == rewards
         assert functions_that_name(path, "load_labelled") == ({"load_data"} if script in (oril, purl) else set())
-        assert functions_that_name(path, ".npy") == oracle and not functions_that_name(path, "np.load")
-        assert functions_that_name(path, "load_array") == oracle
+        assert functions_that_name(path, ".npy") == beyond and not functions_that_name(path, "np.load")
+        assert functions_that_name(path, "load_array") == beyond
     for script in (oril, purl):
         train = next(n for n in ast.parse(Path(script.__file__).read_text()).body if getattr(n, "name", "") == "train")
         uses = [node for node in ast.walk(train) if isinstance(node, ast.Name) and node.id == "labelled"]
@@ -1087,9 +1105,12 @@ def test_a_method_cannot_reach_rewards_or_success_flags():
         assert ast.unparse(calls[0].args[2]) == "labelled if name == 'heldout' else {}"  # made there, and used here
         load_data = next(n for n in ast.parse(Path(script.__file__).read_text()).body if n_name(n) == "load_data")
         assert ast.unparse(load_data.body[-1]).endswith(".to(device), labelled)")
+        read = [x for x in ast.walk(load_data) if isinstance(x, ast.IfExp) and "successes" in ast.unparse(x)]
+        assert [ast.unparse(x.test) for x in read] == ["args.reward == 'true'"]
+        assert ast.unparse(load_data).count("successes") == 1 and script.Args().reward == "learned"
         named = [node for node in ast.walk(load_data) if isinstance(node, ast.Name) and node.id == "labelled"]
         assert len(named) == 4  # made, moved to the device by name, returned
-    for script in (laeo, bc, tailo):
+    for script in (laeo, bc, tailo, cvl):
         assert "labelled" not in Path(script.__file__).read_text().replace("unlabelled", "")
     assert functions_that_name(Path(bc.__file__), "solved_episodes") == {"solved_episodes", "load_data"}
     load_data = next(n for n in ast.parse(Path(bc.__file__).read_text()).body if n_name(n) == "load_data")
@@ -1104,6 +1125,7 @@ def n_name(node):
     return getattr(node, "name", "")
 
 
+@pytest.mark.parametrize("script", [laeo, bc, oril, purl, tailo])
 def test_success_flags_and_rewards_change_metrics_and_no_weight(script, reach_dataset, finished, tmp_path):
     """The held-out metrics read the dataset's flags: turned round, they turn the metrics round and nothing else."""
     turned = shutil.copytree(reach_dataset, tmp_path / "data")
@@ -1126,6 +1148,33 @@ def test_success_flags_and_rewards_change_metrics_and_no_weight(script, reach_da
     assert true["heldout/reward_success"] == pytest.approx(turned["heldout/reward_failure"], rel=1e-5)
     assert true["heldout/reward_success"] > true["heldout/reward_failure"] + 0.1
     assert true["heldout/q_start"] == turned["heldout/q_start"]
+
+
+@pytest.mark.parametrize("script", [oril, purl])
+def test_oracle_takes_the_success_flag_of_the_state_that_a_transition_arrives_in(script, reach_dataset, tmp_path):
+    """And no learned reward: the examples have no effect on policy and critic. Its help, and its page, say oracle."""
+    data = load(script, reach_dataset, reward="true")["data"]
+    args = small_args(script, reach_dataset, None, reward="true", random_shift=0)
+    batch, flags = script.sample(data, args, 3), np.load(reach_dataset / "successes.npy")
+    goal = common.TASKS["FetchReach"].desired_goal
+    distance = np.linalg.norm(batch.next_observation.numpy()[:, :3] - goal, axis=1)
+    assert np.array_equal(batch.solved.numpy(), distance < 0.05) and 0 < batch.solved.float().mean() < 1
+    assert script.sample(load(script, reach_dataset)["data"], args, 3).solved is None
+    changed = shutil.copytree(reach_dataset, tmp_path / "data")
+    np.save(changed / "success_examples.npy", np.load(changed / "success_examples.npy") + np.float32(0.5))
+    turned = shutil.copytree(reach_dataset, tmp_path / "turned")
+    np.save(turned / "successes.npy", ~flags)
+    found = {}
+    for name, dataset in (("own", reach_dataset), ("changed", changed), ("turned", turned)):
+        script.train(small_args(script, dataset, tmp_path / name, reward="true"))
+        parts = final_weights(tmp_path / name).items()
+        found[name] = {key: x for key, x in parts if not key.startswith("networks.reward.")}
+    assert_same_bits(found["own"], found["changed"])
+    assert not torch.equal(*(found[x]["networks.critic.nets.0.0.weight"] for x in ("own", "turned")))
+    (changed / "successes.npy").unlink()
+    refuse(script, small_args(script, changed, tmp_path / "run", reward="true"), "successes.npy is damaged or missing")
+    line = next(x for x in Path(script.__file__).read_text().splitlines() if x.strip().startswith("reward: "))
+    assert "an oracle" in line and "oracle" in (ROOT / "docs" / "oril.md").read_text()
 
 
 @pytest.mark.parametrize("script", [oril, purl])
@@ -1169,7 +1218,7 @@ def test_no_value_is_taken_from_behind_a_true_end(script, tmp_path):
     assert metrics["terminal"]["train/q_data"] < metrics["mixed"]["train/q_data"] < metrics["endless"]["train/q_data"]
 
 
-@pytest.mark.parametrize("script", [laeo, bc, tailo])
+@pytest.mark.parametrize("script", [laeo, bc, tailo, cvl])
 def test_true_ends_do_not_matter_to_methods_without_a_bootstrap(script, tmp_path):
     for name, terminals in (("terminal", [True] * 12), ("endless", None)):
         dataset = save_points(tmp_path / name, terminals=terminals)
@@ -1204,7 +1253,7 @@ def test_every_number_has_a_range(name, flag, values, reach_dataset, tmp_path):
 def test_every_numeric_flag_has_bounds():
     for script in SCRIPTS.values():
         for field in dataclasses.fields(script.Args):
-            default = script.DEFAULTS.get(field.name, [field.default])[0]
+            default = getattr(script, "DEFAULTS", {}).get(field.name, [field.default])[0]
             if isinstance(default, (int, float)) and not isinstance(default, bool):
                 assert hasattr(field.type, "__metadata__"), (script.__name__, field.name)
 
@@ -1224,7 +1273,6 @@ def test_every_numeric_flag_has_bounds():
         ({"dataset": Path("nowhere")}, "there is no dataset nowhere; .*--dataset"),
         ({"quality": "easy", "dataset": None}, "easy"),
         ({"device": "cuda:0"}, "--device is cuda:0; it must be (one of )?auto, cpu(, | or )cuda"),
-        ({"random_shift": 2}, "--random-shift is for images, and .* has none; leave it out"),
     ],
     ids=lambda value: str(value)[:40].replace(" ", "_") if isinstance(value, dict) else "",
 )
@@ -1256,6 +1304,10 @@ def test_mistakes_get_one_sentence(script, reach_dataset, tmp_path, monkeypatch,
         ("tailo", {"classifier_steps": 0}, "--classifier-steps is 0; it must be from 1 to"),
         ("tailo", {"discount": 1.0}, "--discount is 1.0"),
         ("tailo", {"num_success": 0}, "--num-success is 0"),
+        ("oril", {"reward": "tru"}, "--reward is tru; it must be one of learned, true"),
+        ("cvl", {"batch_size": 1}, "--batch-size is 1"),
+        ("cvl", {"temperature": 0.05}, "--temperature is 0.05; it must be from 0.1 to 100"),
+        ("cvl", {"estimator": "biased"}, "--estimator is biased; it must be one of marginal, rff, released"),
     ],
 )
 def test_mistakes_in_a_methods_own_flags_get_one_sentence(name, reach_dataset, tmp_path, flags, message):
@@ -1302,6 +1354,12 @@ def test_actions_outside_of_their_bounds_are_refused_with_their_row(script, tmp_
         args = small_args(script, tmp_path / name, tmp_path / "run", eval_episodes=1)
         message = refuse(script, args, rf"{name}/actions.npy: the action at \[{row[0]}, {row[1]}\] is \[.*-1.75")
         assert "outside of the environment's bounds [-1.0, -1.0, -1.0, -1.0] to [1.0, 1.0, 1.0, 1.0]" in message
+
+
+@pytest.mark.parametrize("script", OF_IMAGES.values())
+def test_random_shift_of_states_gets_one_sentence(script, reach_dataset, tmp_path):
+    args = small_args(script, reach_dataset, tmp_path / "run", random_shift=2)
+    refuse(script, args, "--random-shift is for images, and .* has none; leave it out")
 
 
 @pytest.mark.parametrize("images", [False, True], ids=["states", "images"])
@@ -1447,12 +1505,13 @@ OWN_LINES = {
     "load_data": [
         "def load_data(", '"""Set flags that are not given; ', "training, heldout, ", "return dataset, Data(",
         "labelled = ", "data = Data(", "return dataset, data, ", "if args.only_solved", "training = solved_episodes(",
+        "flags = ",
     ],
     "train": [  # what builds, updates, measures and saves a method's networks
         "dataset, data, mean, std",
-        "bounds, encoder", "actor = ", "critic = ", "networks = ", "learned = ", "optimizer = ",
+        "bounds, encoder", "actor = ", "critic = ", "kernel = ", "networks = ", "learned = ", "optimizer = ",
         "parts, first_step = ", "if args.policy_objective == ", 'raise common.UserError("--policy-objective weighted',
-        "data = data._replace(",
+        "data = data._replace(", "if args.critic and not", "load_critic(", "goal = ",
         "encoders = ", 'spend("training")',  # TAILO's classifiers are trained in it
         "results = evaluate(",
         "if not all(torch.isfinite", "optimizer.param_groups[0]", "for group, rate in ",
@@ -1463,26 +1522,31 @@ OWN_LINES = {
 # Blocks that are each method's own, and the groups of scripts in which they are the same all the same.
 GROUPS = {
     "DEFAULTS": [["laeo"], ["bc", "oril", "purl", "tailo"]],  # LAEO needs half of the steps on states
-    "README": [["laeo"], ["bc"], ["oril"], ["purl"], ["tailo"]],
-    "mlp": [["laeo", "bc", "tailo"], ["oril", "purl"]],
-    "Critic": [["laeo"], ["oril", "purl"]],  # contrastive, and Q-functions
-    "critic_loss": [["laeo"], ["oril", "purl"]],
-    "policy_loss": [["laeo"], ["oril", "purl"], ["tailo"]],
+    "README": [["laeo"], ["bc"], ["oril"], ["purl"], ["tailo"], ["cvl"]],
+    "mlp": [["laeo", "bc", "tailo", "cvl"], ["oril", "purl"]],
+    "Encoder": [["laeo", "bc", "oril", "purl", "tailo"], ["cvl"]],  # without images
+    "Critic": [["laeo"], ["cvl"], ["oril", "purl"]],  # contrastive, and Q-functions
+    "critic_loss": [["laeo"], ["cvl"], ["oril", "purl"]],
+    "policy_value": [["laeo"], ["cvl"]],  # by examples, and by rewards
+    "policy_loss": [["laeo", "cvl"], ["oril", "purl"], ["tailo"]],
     "reward_loss": [["oril"], ["purl"]],  # the difference between the two
-    "Data": [["laeo"], ["bc", "oril", "purl"], ["tailo"]],  # LAEO's has log p*/p of every state, TAILO's its weight
-    "Batch": [["laeo"], ["bc"], ["oril", "purl"], ["tailo"]],  # what a method's losses need
-    "sample": [["laeo"], ["bc"], ["oril", "purl"], ["tailo"]],
-    "update": [["laeo"], ["bc"], ["oril"], ["purl"], ["tailo"]],  # purl hands eta to its loss
-    "measure": [["laeo"], ["bc"], ["oril"], ["purl"], ["tailo"]],
-    "load_data": [["laeo", "tailo"], ["bc"], ["oril", "purl"]],
-    "train": [["laeo"], ["bc"], ["oril", "purl"], ["tailo"]],
+    "Data": [["laeo"], ["bc"], ["oril", "purl"], ["tailo"], ["cvl"]],  # what is known of every state
+    "Batch": [["laeo"], ["bc"], ["oril", "purl"], ["tailo"], ["cvl"]],  # what a method's losses need
+    "sample": [["laeo"], ["bc"], ["oril", "purl"], ["tailo"], ["cvl"]],
+    "update": [["laeo"], ["bc"], ["oril"], ["purl"], ["tailo"], ["cvl"]],  # purl hands eta to its loss
+    "measure": [["laeo"], ["bc"], ["oril"], ["purl"], ["tailo"], ["cvl"]],
+    "evaluate": [["laeo", "bc", "oril", "purl", "tailo"], ["cvl"]],  # CVL's may have another goal
+    "load_data": [["laeo", "tailo"], ["bc"], ["oril", "purl"], ["cvl"]],
+    "train": [["laeo"], ["bc"], ["oril", "purl"], ["tailo"], ["cvl"]],
 }
+ALONE = {("load_data", "cvl")}  # which has no images, and a test of its own
 # Flags of the same name are the same in every script, with their help, but for the help of these.
 OWN_HELP = {
     "gradient_steps", "batch_size", "learning_rate", "discount", "hidden_dim", "seed",
 }  # fmt: skip
-# A contrastive loss needs two rows, and so do TD methods' metrics; cloning needs one.
-OWN_FLAGS = {"batch_size"}
+# A contrastive loss needs two rows, and so do TD methods' metrics; cloning needs one. CVL has none for images, and
+# its reward is the data's; ORIL's is learned or an oracle's.
+OWN_FLAGS = {"batch_size", "gradient_steps", "reward"}
 
 
 def read_sources():
@@ -1533,6 +1597,7 @@ def drift(sources):
             messages += explain(name, {script: versions[script] for script in group})
         if name in OWN_LINES:
             starts = tuple(OWN_LINES[name])
+            versions = {script: lines for script, lines in versions.items() if (name, script) not in ALONE}
             messages += explain(
                 name,
                 {s: [x for x in lines if not x.strip().startswith(starts)] for s, lines in versions.items()},
@@ -1547,11 +1612,23 @@ def test_blocks_of_the_same_name_are_the_same_in_all_scripts():
     assert not messages, "\n\n" + "\n\n".join(messages)
 
 
+def test_cvl_loads_data_as_laeo_does_but_for_images_and_examples():
+    own, other = (blocks(read_sources()[name])["load_data"] for name in ("cvl", "laeo"))
+    added = [line.strip() for line in own[1:] if line not in other]
+    starts = [
+        '"""Return', "training, heldout, _ = ", "observations = torch", "if observations.ndim",
+        "raise common.UserError(", "x = observations[torch.from_numpy(rows[:100_000])]", "return dataset, Data(",
+    ]  # fmt: skip
+    assert len(added) == len(starts) and all(map(str.startswith, added, starts))
+    kept = [line for line in other if line in own]
+    assert kept == [line for line in own if line in other] and len(kept) == 9
+
+
 def test_the_lists_of_what_may_differ_are_no_longer_than_needed():
     found = {script: blocks(source) for script, source in read_sources().items()}
     everywhere = {name for name in found["laeo"] if all(name in own for own in found.values())}
     assert {"Encoder", "evaluate", "load_checkpoint", "train", "Data", "load_data", "mlp", "METHOD"} <= everywhere
-    assert "if __name__ == '__main__':" in everywhere and len([x for x in everywhere if x.startswith("flag ")]) >= 20
+    assert "if __name__ == '__main__':" in everywhere and len([x for x in everywhere if x.startswith("flag ")]) >= 19
     for name, groups in GROUPS.items():
         assert sorted(script for group in groups for script in group) == sorted(s for s in found if name in found[s])
         versions = ["\n".join(found[group[0]][name]) for group in groups]
