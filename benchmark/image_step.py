@@ -35,7 +35,6 @@ import common  # noqa: E402
 import laeo  # noqa: E402
 
 BEFORE = "5b9d6fe"
-FILES = ("laeo.py", "common.py", "robot_tasks.py")
 SHAPE, ACTIONS, EPISODES, STEPS = (64, 64, 3), 4, 40, 50  # of FetchPushImage, but for the number of episodes
 MATRIX, MATRIX_SECONDS = 1024, 1.0
 MEASURE = "import image_step, json, sys; print(json.dumps(image_step.measure(**json.loads(sys.argv[1]))))"
@@ -106,14 +105,10 @@ def measure(encoders: int, objective: str, batch_size: int, random_shift: int, s
 @contextmanager
 def code_before():
     """Give a directory with the code of the commit BEFORE. Raises common.UserError without the history."""
+    from run import extract
+
     with tempfile.TemporaryDirectory(prefix="benchmark-before-") as directory:
-        try:
-            command = ["git", "archive", BEFORE, *FILES]
-            archived = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
-            subprocess.run(["tar", "x", "-C", directory], input=archived, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            reason = f"the row `before` needs git and commit {BEFORE}; use a clone with the whole history."
-            raise common.UserError(reason) from None
+        extract(BEFORE, directory, "the row `before`", ROOT)
         yield Path(directory)
 
 

@@ -319,17 +319,22 @@ def needed(command: list[str]) -> Path | None:
     return dataset(tasks[0] + "-hard" * ("hard" in command))
 
 
+def extract(commit: str, directory: str | Path, what: str, root: Path = ROOT) -> None:
+    """Put the files of a commit into a directory. Raises common.UserError, about `what`, without git or the history."""
+    try:
+        archived = subprocess.run(["git", "archive", commit], cwd=root, capture_output=True, check=True).stdout
+        subprocess.run(["tar", "x", "-C", directory], input=archived, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        reason = f"{what} needs git and commit {commit}; use a clone with the whole history."
+        raise common.UserError(reason) from None
+
+
 @functools.cache
 def search_directory() -> Path:
     """Make a copy of SEARCH_COMMIT with benchmark/search.patch. Raises common.UserError without the history."""
     directory = Path(tempfile.mkdtemp(prefix="benchmark-search-"))
-    try:
-        archived = subprocess.run(["git", "archive", SEARCH_COMMIT], cwd=ROOT, capture_output=True, check=True).stdout
-        subprocess.run(["tar", "x", "-C", directory], input=archived, check=True)
-        subprocess.run(["git", "apply", ROOT / "benchmark" / "search.patch"], cwd=directory, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        reason = f"the experiment search needs git and commit {SEARCH_COMMIT}; use a clone with the whole history."
-        raise common.UserError(reason) from None
+    extract(SEARCH_COMMIT, directory, "the experiment search")
+    subprocess.run(["git", "apply", ROOT / "benchmark" / "search.patch"], cwd=directory, check=True)
     return directory
 
 
