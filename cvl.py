@@ -10,7 +10,7 @@ every solved state of the data as an example. For another reward the policy is t
 
 Differences from the paper and from the released code (docs/cvl.md has the reasons):
  1. Q is over the other rows' futures, with e^f over its sum; in the code over the row's own (`--estimator released`).
- 2. log(B - 1) is added to the logits, as in laeo.py; random features (`--estimator rff`) are of vectors of one length.
+ 2. f is a logit plus log(B - 1), as in laeo.py; random features (`--estimator rff`) are of vectors of one length.
  3. The policy maximises log Q of rewards scaled to [0, 1], and clones actions by their Q-values; the code e^f r.
  4. A reward belongs to the state that its transition arrives in; in the code it comes one state late.
  5. Standardisation, twins, sizes, batches, steps, falling rate and the played action are laeo.py's.
@@ -53,7 +53,7 @@ class Args:
     reward: str = "success"  # the flags of successes.npy; `rewards`: rewards.npy; or the path of a file like these two
     reward_goal: tuple[float, float, float] | None = None  # instead, for Fetch: 1 within 0.05 m of this position, or 0
     estimator: Literal["marginal", "rff", "released"] = "marginal"  # of Q; rff: random features; released: biased
-    critic: str = ""  # the directory of a finished run, whose critic is used as it is; only the policy is trained
+    critic: str = ""  # the directory of another run, whose critic is used as it is; only the policy is trained
     gradient_steps: Count = 10_000  # of critic and policy
     batch_size: Annotated[int, 2, 2**32 - 1] = 256  # transitions in a batch; each is a negative for all others
     learning_rate: Share = 1e-3  # Adam's step size for both networks at the start; it falls linearly to zero
