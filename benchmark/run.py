@@ -235,11 +235,11 @@ def write_json(path: Path, content: dict) -> None:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
-def play(act: Callable, env_id: str, episodes: int, seed: int, method: str, run_dir: Path, **goal: tuple) -> None:
+def play(act: Callable, env_id: str, episodes: int, seed: int, method: str, run_dir: Path) -> None:
     """Write a result.json of a function from observations to actions, on the starts of evaluations with this seed."""
     import evaluate  # which takes seconds
 
-    played, _ = evaluate.play(act, env_id, episodes, seed, **goal)
+    played, _ = evaluate.play(act, env_id, episodes, seed)
     result = common.summarise(played) | {"episodes": played, "method": method, "args": {"env_id": env_id}}
     write_json(run_dir / "result.json", result)
 
@@ -283,7 +283,9 @@ def reach_goal(method: str, env_id: str, seed: int, run_dir: Path) -> None:
         goal = {"critic": str(first), "reward_goal": GOAL}
         cvl.train(cvl.Args(env_id=env_id, seed=seed, eval_interval=0, run_dir=run_dir, **goal))
     else:
-        play(evaluate.load_policy(first)[0], env_id, 100, seed, method, run_dir, goal=GOAL)
+        played, _ = evaluate.play(evaluate.load_policy(first)[0], env_id, 100, seed, goal=GOAL)
+        trained = json.loads((first / "result.json").read_text())
+        write_json(run_dir / "result.json", trained | common.summarise(played) | {"episodes": played})
 
 
 def archive(source: Path, target: Path) -> None:

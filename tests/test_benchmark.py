@@ -1,5 +1,6 @@
 """The benchmark: runs beside each other, no failure swallowed; intervals of known cases; tables; what it measures."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -278,6 +279,39 @@ def test_results_hold_no_path_of_a_machine():
     assert len(paths) > 50
     for path in paths:
         assert not re.search(r'"/|"[A-Z]:\\\\', path.read_text()), path
+
+
+def test_runs_for_another_goal_are_measured_there(reach_dataset, tmp_path, monkeypatch):
+    """CVL's with the critic of a run for the task's own goal; BC's is a run of its own. Both have a row in a table."""
+    import bc
+    import cvl
+    import evaluate
+
+    goal, trained, played, play = (1.3, 0.6, 0.7), [], [], evaluate.play
+    monkeypatch.setattr(benchmark, "GOAL", goal)
+    monkeypatch.setattr(
+        evaluate, "play", lambda act, env_id, n, seed, **at: played.append((n, at)) or play(act, env_id, 2, seed, **at)
+    )
+    for method, script in (("cvl", cvl), ("bc", bc)):
+
+        def train(args, script=script, original=script.train):
+            trained.append(args)
+            few = {"dataset": reach_dataset, "gradient_steps": 3, "eval_episodes": min(args.eval_episodes, 2)}
+            return original(dataclasses.replace(args, **few))
+
+        monkeypatch.setattr(script, "train", train)
+        for seed in (0, 1):
+            target = tmp_path / "results" / "goals" / f"{method}-{seed}"
+            benchmark.reach_goal(method, "FetchReach", seed, tmp_path / target.name)
+            benchmark.archive(tmp_path / target.name / "result.json", target.with_suffix(".json"))
+    first, second = trained[:2]
+    assert first.reward_goal is None and first.eval_episodes == 0 and not first.critic
+    assert second.reward_goal == goal and second.critic == str(first.run_dir) and second.eval_episodes == 100
+    assert played == 2 * [(100, {"goal": goal})] and [args.seed for args in trained] == [0, 0, 1, 1, 0, 1]
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    rows = report.TABLES["goals"]().splitlines()[-2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| CVL, the policy trained again", "| BC"]
+    assert all(row.split(" | ")[4] == "3" for row in rows)  # gradient steps
 
 
 # ----------------------------------------------------------------------------------------------------------- intervals
