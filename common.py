@@ -8,7 +8,7 @@ A dataset is a directory of flat arrays, padded with zeros to the longest episod
     success_examples.npy  [examples, ...]             as above observations that solve the task, in random order
     terminals.npy         [episodes]                  bool     optional: ended by something other than a step limit
     rewards.npy           [episodes, steps]           float32  optional: of the transitions, for methods that use them
-    successes.npy         [episodes, steps + 1]       bool     optional: which states are solved; for metrics and cvl.py
+    successes.npy         [episodes, steps + 1]       bool     optional: solved states; for metrics, CVL and oracles
     metadata.json         optional: where the data come from; versions and action_bounds, if there, are used
 """
 
@@ -285,7 +285,7 @@ def load_array(path: Path, types: str) -> np.ndarray:
     """Map a `.npy` file; changes to the array stay in memory. Raises UserError for damage, NaN and infinity."""
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
-        len(array)
+        len(array), array.dtype
     except Exception as error:  # numpy.load raises half a dozen types for a damaged file
         raise UserError(f"{path} is damaged or missing ({first_line(error)}).") from None
     if array.dtype not in [np.dtype(name) for name in types.split()]:
@@ -318,7 +318,7 @@ def load_dataset(path: Path, env_id: str | None, verify: bool = False, allow_ver
     optional = {"success_examples": "<f4 |u1", "terminals": "|b1"}
     types |= {name: kind for name, kind in optional.items() if (path / f"{name}.npy").exists()}
     arrays = {name: load_array(path / f"{name}.npy", kind) for name, kind in types.items()}
-    for name in arrays if verify else ():
+    for name in (*arrays, *(x for x in ("rewards", "successes") if (path / f"{x}.npy").exists())) if verify else ():
         checksum = metadata["sha256"].get(name, "no checksum")
         if checksum != (found := sha256(path / f"{name}.npy")):
             raise UserError(f"{path}: metadata.json has {checksum} for {name}, whose sha256 is {found}; copy it again.")

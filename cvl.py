@@ -1,9 +1,9 @@
 """CVL, Contrastive Value Learning (Mazoure et al. 2022): a policy from rewards, without temporal differences.
 
-The critic is laeo.py's and sees no reward: f(s, a, g) = phi(s, a)^T psi(g) learns to tell states that followed (s, a)
-from others. At its optimum e^f is the discounted occupancy of g after (s, a), relative to how common g is, and Q(s, a)
-is the mean of e^f r(g) over the data's states, divided by 1 - discount. With a success flag as reward this is LAEO with
-every solved state of the data as an example. For another reward the policy is trained again, and the critic is kept.
+Critic, policy and settings are laeo.py's. The critic sees no reward: f(s, a, g) = phi(s, a)^T psi(g) learns to tell
+states that followed (s, a) from others. At its optimum e^f is the discounted occupancy of g after (s, a), relative to
+how common g is, and Q(s, a) is the mean of e^f r(g) over the data's states, divided by 1 - discount. With a success
+flag as reward this is LAEO with every solved state as an example. For another reward only the policy is trained anew.
 
     python cvl.py --env-id FetchPush --run-dir runs/cvl
     python cvl.py --env-id FetchPush --critic runs/cvl --reward-goal 1.35 0.85 0.425
@@ -12,8 +12,7 @@ Differences from the paper and from the released code (docs/cvl.md has the reaso
  1. Q is over the other rows' futures, with e^f over its sum; in the code over the row's own (`--estimator released`).
  2. f is a logit plus log(B - 1), as in laeo.py; random features (`--estimator rff`) are of vectors of one length.
  3. The policy maximises log Q of rewards scaled to [0, 1], and clones actions by their Q-values; the code e^f r.
- 4. A reward belongs to the state that its transition arrives in; in the code it comes one state late.
- 5. Standardisation, twins, sizes, batches, steps, falling rate and the played action are laeo.py's.
+ 4. A reward belongs to the state that its transition arrives in; in the code it is found in another one.
 """
 
 import json
@@ -39,8 +38,7 @@ import common
 METHOD = Path(__file__).stem
 Whole, Count, Share = Annotated[int, 0, 2**32 - 1], Annotated[int, 1, 2**32 - 1], Annotated[float, 0, 1]  # bounds
 README = {}  # success at any / last step
-FLOOR = 1e-3  # of (1 - discount) Q, whose logarithm the policy maximises
-CRITIC_FLAGS = "method dataset seed holdout_fraction discount hidden_dim repr_dim estimator temperature"
+CRITIC_FLAGS = "method finished dataset seed holdout_fraction discount hidden_dim repr_dim estimator temperature"
 
 
 @dataclass
@@ -173,16 +171,15 @@ class RandomFeatures(nn.Module):
 def critic_loss(phi: Tensor, psi: Tensor) -> Tensor:
     """Cross-entropy of in-batch negatives: which future psi [2, B, repr_dim] belongs to which phi [2, B, repr_dim]?"""
     logits = phi @ psi.mT - np.log(phi.shape[1] - 1)  # [2, B, B]; so that f = log p(g | s, a) / p(g) at the optimum
-    labels = torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device).expand_as(logits)
-    return F.binary_cross_entropy_with_logits(logits, labels)
+    return F.binary_cross_entropy_with_logits(logits, logits.new_ones(phi.shape[1]).diag().expand_as(logits))
 
 
 def policy_value(phi: Tensor, psi: Tensor, reward: Tensor, kernel: RandomFeatures, estimator: str) -> Tensor:
     """(1 - discount) Q [B] of phi [2, B, repr_dim], by the batch's futures psi [2, B, repr_dim] and rewards [B]."""
     if estimator == "rff":
         return (kernel(phi) * kernel.xi[:, None]).sum(-1).amin(0)
-    if estimator == "released":  # from the row's own future, which p(g | s, a) has chosen already: it counts twice
-        return (phi * psi).sum(-1).amin(0).exp() * reward
+    if estimator == "released":  # the mean of rows' own futures, which p(g | s, a) has chosen already: it counts twice
+        return ((phi * psi).sum(-1).amin(0).exp() * reward).mean().expand(len(reward))
     own = torch.eye(phi.shape[1], dtype=torch.bool, device=phi.device)  # no sample of p(g), as the others' futures are
     return ((phi @ psi.mT).masked_fill(own, -torch.inf).softmax(-1) @ reward).amin(0)  # E[e^f r] / E[e^f], which is 1
 
@@ -211,10 +208,12 @@ def load_rewards(args: Args, dataset: common.Dataset, episodes: np.ndarray) -> n
         if rewards.shape != (size := (len(dataset.lengths), steps + (rewards.dtype == bool))):
             raise common.UserError(f"{path} has shape {rewards.shape}; {args.dataset} needs {size}.")
         rewards = rewards if rewards.dtype == bool else np.pad(rewards, ((0, 0), (1, 0)))  # of where it ends
-    elif task and "goal" in task.kwargs and not task.state_task and np.isfinite(args.reward_goal).all():
-        rewards = np.linalg.norm(dataset.observations[..., task.achieved_goal] - args.reward_goal, axis=-1) < 0.05
+        args.reward = args.reward if args.reward in files else str(path)  # which is absolute, for --resume
     else:
-        raise common.UserError(f"--reward-goal is {args.reward_goal}: it is for Fetch tasks of states, and finite.")
+        positions = dataset.observations[..., task.achieved_goal] if task and "goal" in task.kwargs else np.zeros(1)
+        if positions.shape[2:] != (3,) or args.reward != "success" or not np.isfinite(args.reward_goal).all():
+            raise common.UserError("--reward-goal is for Fetch tasks of states: finite numbers, and no --reward.")
+        rewards = np.linalg.norm(positions - args.reward_goal, axis=-1) < 0.05
     future = np.arange(1, rewards.shape[1]) <= dataset.lengths[episodes, None]
     low, high = (float(f(rewards[episodes, 1:][future])) for f in (np.min, np.max))
     if low == high:
@@ -273,9 +272,9 @@ def update(batch: Batch, actor: Actor, critic: Critic, kernel: RandomFeatures, o
     action = torch.tanh(mean + std * batch.noise)
     states = psi.detach(), batch.reward, kernel, args.estimator
     critic.requires_grad_(False)  # the value's gradient passes through the critic and changes nothing there
-    value = policy_value(critic.phi(features.detach(), action), *states).clamp(min=FLOOR).log()
+    value = policy_value(critic.phi(features.detach(), action), *states).clamp(min=1e-3).log()
     critic.requires_grad_(not args.critic)
-    advantage = policy_value(phi.detach(), *states).clamp(min=FLOOR).log() - value.detach()
+    advantage = policy_value(phi.detach(), *states).clamp(min=1e-3).log() - value.detach()
     loss = policy_loss(value, actor.log_prob(mean, std, batch.action), advantage, args.bc_coef)
     (loss if args.critic else critic_loss(phi, psi) + loss).backward()
     optimizer.step()
@@ -349,8 +348,9 @@ def load_critic(args: Args, critic: Critic, checksum: str) -> None:
     """Give the critic the weights of another run's. Raises common.UserError if that has other data or other flags."""
     try:
         run = torch.load(Path(args.critic) / "checkpoint.pt", weights_only=True, map_location="cpu")
-        its, here = {**run["args"], **run}, {**vars(args), "method": METHOD, "dataset": checksum}
-        if wrong := [f"its {x} is {its[x]}, here it is {here[x]}" for x in CRITIC_FLAGS.split() if its[x] != here[x]]:
+        its = {**run["args"], **run, "finished": run["step"] == run["args"]["gradient_steps"]}
+        here = {**vars(args), "method": METHOD, "dataset": checksum, "finished": True}
+        if wrong := [f"its {x} is {its.get(x)}, not {here[x]}" for x in CRITIC_FLAGS.split() if its.get(x) != here[x]]:
             raise ValueError("; ".join(wrong))
         critic.load_state_dict(run["critic"])
     except Exception as error:  # of half a dozen types

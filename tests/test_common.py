@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -1076,6 +1077,23 @@ def test_examples_and_terminals_are_optional(tmp_path):
     data = load(write_dataset(tmp_path / "data", success_examples=None, terminals=None))
     assert data.success_examples.shape == (0, 10) and data.success_examples.dtype == np.float32
     assert data.terminals.tolist() == [False] * 3
+
+
+@pytest.mark.parametrize("name", ["rewards", "successes"])
+def test_what_some_methods_read_is_verified_too(name, reach_dataset, tmp_path):
+    """Rewards and success flags, if there are any; neither is needed."""
+    path = shutil.copytree(reach_dataset, tmp_path / "data")
+    metadata = json.loads((path / "metadata.json").read_text())
+    np.save(path / "rewards.npy", np.zeros((40, 50), np.float32))
+    metadata["sha256"]["rewards"] = common.sha256(path / "rewards.npy")
+    (path / "metadata.json").write_text(json.dumps(metadata))
+    load(path, verify=True)
+    array = np.load(path / f"{name}.npy")
+    array[3, 4] = 1 - array[3, 4]
+    np.save(path / f"{name}.npy", array)
+    assert f"has {metadata['sha256'][name]} for {name}," in refusal(load, path, verify=True)
+    (path / f"{name}.npy").unlink()
+    load(path, verify=True)
 
 
 @pytest.mark.parametrize("name", ["observations", "actions", "lengths", "success_examples", "terminals"])

@@ -133,13 +133,13 @@ def test_marginal_is_the_weighted_mean_of_the_other_rows_rewards_by_the_smaller_
     assert moved.tolist() == [i != 3 for i in range(7)]
 
 
-def test_released_is_e_f_of_the_own_future_by_the_smaller_twin_times_its_reward():
+def test_released_is_the_mean_of_e_f_of_own_futures_by_the_smaller_twin_times_their_rewards():
     generator = torch.Generator().manual_seed(1)
     phi, psi = (torch.randn(2, 5, 4, generator=generator, dtype=torch.float64) for _ in "12")
     reward = torch.rand(5, generator=generator, dtype=torch.float64)
     value = cvl.policy_value(phi, psi, reward, None, "released")
     expected = [np.exp(min(float(phi[k, i] @ psi[k, i]) for k in range(2))) * float(reward[i]) for i in range(5)]
-    assert value.tolist() == pytest.approx(expected, rel=1e-12)
+    assert value.tolist() == pytest.approx(5 * [np.mean(expected)], rel=1e-12)
 
 
 def test_random_features_expect_the_exponential_kernel():
@@ -228,11 +228,11 @@ def test_released_estimator_is_biased_and_marginal_is_not(ring):
 
     In state 3 the released estimator prefers the wrong action.
     """
-    rng, rows = np.random.default_rng(0), np.arange(12).repeat(10_000)
-    own = np.concatenate([rng.choice(6, size=10_000, p=p / p.sum()) for p in ring.occupancy])
-    phi, psi = exact_critic(ring, rows)
-    released = cvl.policy_value(phi, psi[:, own], torch.from_numpy(REWARDS[own]), None, "released")
-    released = released.view(12, -1).mean(1).numpy()
+    rng, released = np.random.default_rng(0), np.zeros(12)
+    for pair, p in enumerate(ring.occupancy):
+        own, (phi, psi) = rng.choice(6, size=10_000, p=p / p.sum()), exact_critic(ring, [pair] * 10_000)
+        rewards = torch.from_numpy(REWARDS[own])
+        released[pair] = cvl.policy_value(phi, psi[:, own], rewards, None, "released")[0]
     true, biased = (1 - DISCOUNT) * ring.q, (ring.occupancy * ring.ratio) @ REWARDS
     np.testing.assert_allclose(released, biased, rtol=0.1)
     assert np.abs(biased / true - 1).max() > 2  # nowhere near
@@ -259,29 +259,66 @@ def test_the_own_future_would_count_too_much(ring):
     assert np.mean(found) == pytest.approx(true, rel=0.1) and np.mean(with_own) > 1.15 * true
 
 
-def test_policy_is_raised_by_the_logarithm_of_q_and_clones_by_it():
-    """One update's loss, by numpy: Q of the policy's action below FLOOR counts as FLOOR."""
-    args = cvl.Args(hidden_dim=8, repr_dim=4, batch_size=6, bc_coef=0.3)
+def own_value(phi, psi, reward, kernel, estimator):
+    """(1 - discount) Q of rows with phi, by loops over twins and rows."""
+    if estimator == "rff":
+        return torch.stack([(kernel(phi)[k] * kernel.xi[k]).sum(-1) for k in range(2)]).amin(0)
+    rows = range(len(reward))
+    f = torch.stack([torch.stack([torch.stack([x @ y for y in psi[k]]) for x in phi[k]]) for k in range(2)])
+    if estimator == "released":
+        return torch.stack([f[:, i, i].amin().exp() * reward[i] for i in rows]).mean().repeat(len(reward))
+    others = [[j for j in rows if j != i] for i in rows]
+    twins = [[(f[k, i, o].exp() @ reward[o]) / f[k, i, o].exp().sum() for i, o in enumerate(others)] for k in range(2)]
+    return torch.stack([torch.stack(values) for values in twins]).amin(0)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("estimator", ["marginal", "rff", "released"])
+def test_update_goes_along_the_gradients_of_both_losses(estimator, frozen):
+    """The actor's: log Q of its own actions, at least log 0.001, and cloning by Q. The critic's: without reward."""
+    flags = {"hidden_dim": 8, "repr_dim": 4, "random_features": 64, "batch_size": 6, "bc_coef": 0.3}
+    args = cvl.Args(estimator=estimator, critic="run" if frozen else "", **flags)
     generator = torch.Generator().manual_seed(0)
-    encoder = cvl.Encoder(torch.zeros(3), torch.ones(3))
+    encoder = cvl.Encoder(torch.tensor([0.5, 0.0, 1.0]), torch.tensor([1.0, 2.0, 3.0]))
     actor = cvl.Actor(encoder, torch.tensor([[-1.0, -1.0], [1.0, 1.0]]), 8, generator)
     critic, kernel = cvl.Critic(encoder, 2, args, generator), cvl.RandomFeatures(args, generator)
     x, future = torch.randn(2, 6, 3, generator=generator)
     action, noise = torch.rand(6, 2, generator=generator) - 0.5, torch.randn(6, 2, generator=generator)
-    batch = cvl.Batch(x, future, action, torch.tensor([0.0, 1, 0, 0.5, 0, 0]), noise)
-    found = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cvl, "policy_loss", lambda *given: found.append(given) or given[1].mean())
-        cvl.update(batch, actor, critic, kernel, torch.optim.Adam(actor.parameters()), args)
-    value, log_prob, advantage, bc_coef = found[0]
-    with torch.no_grad():
-        reference = cvl.Critic(encoder, 2, args, torch.Generator().manual_seed(0))
-        reference.load_state_dict(critic.state_dict())
-        psi = reference.psi(future)
-        data = cvl.policy_value(reference.phi(x, action), psi, batch.reward, None, "marginal")
-    expected = np.log(np.maximum(data.numpy(), cvl.FLOOR))
-    np.testing.assert_allclose((advantage + value.detach()).numpy(), expected, rtol=1e-5)
-    assert bc_coef == 0.3 and log_prob.shape == (6,)
+    reward = torch.tensor([0.0, 0, 0, 1, 0, 0])  # row 3 has no other that is rewarded
+    cvl.update(
+        cvl.Batch(x, future, action, reward, noise),
+        actor,
+        critic,
+        kernel,
+        torch.optim.SGD(actor.parameters(), 0.0),
+        args,
+    )
+    found = {name: p.grad for name, p in (*actor.named_parameters(), *critic.named_parameters())}
+    assert all(p.requires_grad != frozen for p in critic.parameters())
+    critic.requires_grad_(True)
+
+    phi, psi = critic.phi(encoder(x), action), critic.psi(encoder(future))
+    logits, mask = phi @ psi.mT - np.log(5), torch.eye(6, dtype=torch.bool)
+    loss = (torch.nn.functional.softplus(torch.where(mask, -logits, logits))).mean()
+    own = torch.autograd.grad(loss, critic.parameters())
+    for (name, _), gradient in zip(critic.named_parameters(), own):
+        assert gradient.abs().sum() > 0
+        assert found[name] is None if frozen else torch.allclose(found[name], gradient, atol=1e-6), name
+
+    mean, std = actor.net(encoder(x)).chunk(2, -1)
+    std = torch.nn.functional.softplus(std) + 0.1
+    states = psi.detach(), reward, kernel, estimator
+    value = own_value(critic.phi(encoder(x), torch.tanh(mean + std * noise)), *states)
+    of_data = own_value(phi.detach(), *states)
+    assert estimator != "marginal" or value[3] < 1e-6 < 1e-3 < value[[0, 1, 2, 4, 5]].min()
+    value, of_data = (torch.log(torch.where(v > 1e-3, v, 1e-3)) for v in (value, of_data))
+    weight = (of_data - value.detach()).exp().clamp(max=10)
+    before = torch.atanh(action)
+    log_prob = (torch.distributions.Normal(mean, std).log_prob(before) - torch.log(1 - action**2)).sum(-1)
+    loss = -0.7 * value.mean() - 0.3 * (weight / weight.mean() * log_prob).mean()
+    for (name, parameter), gradient in zip(actor.named_parameters(), torch.autograd.grad(loss, actor.parameters())):
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
+        assert gradient.abs().sum() > 0 and parameter.requires_grad
 
 
 # -------------------------------------------------------------------------------------------------------------- rewards
@@ -388,10 +425,12 @@ def test_a_frozen_critic_stays_equal_to_the_bit_and_the_policy_learns(estimator,
     assert len(optimizer["state"]) == sum(name.startswith("net.") for name in actor) == 6
 
 
-def test_a_frozen_run_resumes_without_the_other_run(reach_dataset, tmp_path):
-    cvl.train(run_args(reach_dataset, tmp_path / "first"))
-    frozen = run_args(reach_dataset, tmp_path / "whole", critic=str(tmp_path / "first"), checkpoint_minutes=0)
-    cvl.train(frozen)
+@pytest.mark.parametrize("estimator", ["marginal", "rff"])
+def test_a_frozen_run_resumes_without_the_other_run(estimator, reach_dataset, tmp_path):
+    """To the bit, also the mean of random features, which is no weight."""
+    cvl.train(run_args(reach_dataset, tmp_path / "first", estimator=estimator))
+    frozen = {"critic": str(tmp_path / "first"), "estimator": estimator, "checkpoint_minutes": 0}
+    cvl.train(run_args(reach_dataset, tmp_path / "whole", **frozen))
     original, calls = cvl.update, []
 
     def update(*arguments):
@@ -402,12 +441,23 @@ def test_a_frozen_run_resumes_without_the_other_run(reach_dataset, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cvl, "update", update)
         with pytest.raises(KeyboardInterrupt):
-            cvl.train(cvl.replace(frozen, run_dir=tmp_path / "stopped"))
+            cvl.train(run_args(reach_dataset, tmp_path / "stopped", **frozen))
     (tmp_path / "first").rename(tmp_path / "gone")
     cvl.train(cvl.Args(resume=tmp_path / "stopped"))
-    for part in ("actor", "critic"):
+    for part in ("actor", "critic", "kernel"):
         one, other = (weights(tmp_path / name, part) for name in ("whole", "stopped"))
         assert all(torch.equal(one[name], other[name]) for name in one)
+    assert weights(tmp_path / "whole", "kernel")["xi"].any() == (estimator == "rff")
+
+
+def test_a_file_of_rewards_is_found_again_from_another_directory(tmp_path, monkeypatch):
+    dataset, args = save_traceable(tmp_path / "data"), {"env_id": "Own", "checkpoint_minutes": 0}
+    (tmp_path / "rewards.npy").write_bytes((dataset / "rewards.npy").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    result = cvl.train(run_args(dataset, tmp_path / "run", reward="rewards.npy", **args))
+    assert result["args"]["reward"] == str(tmp_path / "rewards.npy")
+    monkeypatch.chdir("/")
+    assert cvl.train(cvl.Args(resume=tmp_path / "run"))["args"]["reward"] == str(tmp_path / "rewards.npy")
 
 
 class Still(torch.nn.Module):
@@ -463,9 +513,19 @@ def test_bad_rewards_get_one_sentence(reach_dataset, tmp_path):
     ):
         np.save(tmp_path / "other.npy", array)
         refuse(run_args(dataset, run, **own, reward=str(tmp_path / "other.npy")), message)
-    for settings in ({**own, "dataset": dataset}, {"reward_goal": (1.0, np.nan, 1.0)}):
-        settings = {"dataset": reach_dataset, "run_dir": run, "reward_goal": (1.3, 0.6, 0.7)} | settings
-        refuse(run_args(**settings), "--reward-goal is .*: it is for Fetch tasks of states, and finite")
+    np.savez(tmp_path / "other.npz", flags)
+    refuse(run_args(dataset, run, **own, reward=str(tmp_path / "other.npz")), "other.npz is damaged or missing")
+    goal = {"dataset": reach_dataset, "run_dir": run, "reward_goal": (1.3, 0.6, 0.7)}
+    for settings in (
+        {**own, "dataset": dataset},
+        {"dataset": dataset},  # which holds no positions
+        {"reward_goal": (1.0, np.nan, 1.0)},
+        {"reward": "rewards"},
+    ):
+        refuse(
+            run_args(**{**goal, **settings}),
+            "^--reward-goal is for Fetch tasks of states: finite numbers, and no --rew",
+        )
     far = run_args(reach_dataset, run, reward_goal=(9.0, 9.0, 9.0))
     refuse(far, "all rewards of the episodes to train on are 0")
 
@@ -479,14 +539,16 @@ def test_critic_of_another_method_dataset_or_setting_gets_one_sentence(reach_dat
         refuse(args, rf"^--critic .* cannot be used \(.*{message}.*\)\.$")
 
     refused("FileNotFoundError", critic=tmp_path / "nowhere")
-    refused("its dataset is .*, here it is", dataset, env_id="Own")
-    refused("its estimator is marginal, here it is rff", estimator="rff")
-    refused("its discount is 0.99, here it is 0.9", discount=0.9)
-    refused("its hidden_dim is 16, here it is 32", hidden_dim=32)
-    refused("its seed is 0, here it is 1", seed=1)
+    refused("its dataset is .*, not", dataset, env_id="Own")
+    refused("its estimator is marginal, not rff", estimator="rff")
+    refused("its discount is 0.99, not 0.9", discount=0.9)
+    refused("its hidden_dim is 16, not 32", hidden_dim=32)
+    refused("its seed is 0, not 1", seed=1)
     checkpoint = torch.load(first / "checkpoint.pt", weights_only=True)
+    others = {name: x for name, x in checkpoint["args"].items() if name not in ("estimator", "temperature", "discount")}
     for change, message in (
-        ({"method": "laeo"}, "its method is laeo, here it is cvl"),
+        ({"method": "bc", "args": others}, "its method is bc, not cvl"),
+        ({"step": 1}, "its finished is False, not True"),
         ({"critic": {}}, "RuntimeErr"),
     ):
         (tmp_path / "changed").mkdir(exist_ok=True)
