@@ -340,7 +340,7 @@ def test_runs_on_images():
     assert counts == {"images": 3 * 4 * 3 + 3 * 2, "image_examples": 2 * 3 * 3, "image_sizes": 4, "gpu": 10}
     curves = ["--eval-interval", "4000"]
     assert commands["images"]["laeo-FetchPushImage-2"] == "laeo.py --env-id FetchPushImage --seed 2".split() + curves
-    expected = "bc.py --env-id FetchReachImage --seed 1 --quality hard --gradient-steps 1000".split()
+    expected = "bc.py --env-id FetchReachImage --seed 1 --quality hard --gradient-steps 6000".split()
     assert commands["images"]["bc-FetchReachImage_hard-1"] == expected
     assert not any(name.startswith("purl-FetchPushImageOccluded") for name in commands["images"])
     expected = "oril.py --env-id FetchPushImage --num-success 1 --seed 0".split()
