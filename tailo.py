@@ -13,7 +13,7 @@ Incomplete Trajectories" (NeurIPS). Where R is constant this is bc.py.
 
 Differences from the paper and from the released code (docs/tailo.md has the reasons):
  1. Half of the episodes are safe negatives and eta is 0.3, since half of ours succeed; there 0.8 and 0.2.
- 2. The discount is 0.99, for episodes of 50 steps; there 0.998, on one task 0.98.
+ 2. The discount is 0.9, from a search, for episodes of 50 steps; there 0.998, on one task 0.98.
  3. The policy is laeo.py's, which plays the likeliest action; there it has other bounds on its deviation, and L2.
  4. Networks, batches, steps and rates are laeo.py's, and both classifiers take equally many steps.
  5. The classifiers see all success examples at every step, up to a batch of them, and no held-out episode.
@@ -65,7 +65,7 @@ class Args:
     safe_quantile: Share = 0.5  # share of the episodes, those least like the examples, that are safe negatives
     penalty_coef: Annotated[float, 0, 1e6] = 10.0  # weight of the gradient penalty in the losses of both classifiers
     reward_scale: Annotated[float, 0, 1e3] = 1.25  # alpha: a state's R is the exponential of so many times its logit
-    discount: Annotated[float, 1e-6, 1 - 1e-6] = 0.99  # how much R one step later counts
+    discount: Annotated[float, 1e-6, 1 - 1e-6] = 0.9  # how much R one step later counts
     hidden_dim: Count = 256  # width of the two hidden layers in every network
     channels: Count = 16  # for images: of the first convolution; the second and the third have twice as many
     random_shift: Annotated[int | None, 0, 32] = None  # for images, 2: move them by up to so many pixels (augmentation)

@@ -86,11 +86,14 @@ TAILO_BASE = (
 )
 TAILO_SEARCH = {  # what TAILO is given beside these, on the first two search seeds
     "base": "",
+    "discount-0.8": "--discount 0.8",
     "discount-0.9": "--discount 0.9",
+    "discount-0.95": "--discount 0.95",
     "discount-0.98": "--discount 0.98",
     "discount-0.998": "--discount 0.998",
     "scale-2.5": "--reward-scale 2.5",
     "scale-5": "--reward-scale 5",
+    "discount-0.9-scale-2.5": "--discount 0.9 --reward-scale 2.5",
     "quantile-0.3": "--safe-quantile 0.3",
     "quantile-0.8": "--safe-quantile 0.8",
     "eta-0.2": "--eta 0.2",

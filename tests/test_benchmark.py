@@ -138,6 +138,7 @@ def test_every_setting_of_tailos_search_differs_from_its_base_in_what_its_name_s
     names |= {"eta": "eta", "penalty": "penalty_coef"}
     changed = {name: {key: x for key, x in args.items() if x != base[key]} for name, args in found.items()}
     assert changed.pop("paper") == {"eta": 0.2, "safe_quantile": 0.8, "discount": 0.998}
+    assert changed.pop("discount-0.9-scale-2.5") == {"discount": 0.9, "reward_scale": 2.5}
     assert len(changed) >= 10
     for name, differences in changed.items():
         flag, value = name.rsplit("-", 1)
