@@ -1,7 +1,7 @@
 """BC, behavioural cloning: a policy as likely as possible to have chosen the actions of the trajectories.
 
 It looks at no success example: the methods that do are to be better than it. It is LAEO with `--bc-coef 1`. With
-`--only-solved` it is an oracle, which is told the episodes that end solved and clones these alone: no method, a bound.
+`--only-solved` it is an oracle, which is told the episodes that end solved and clones these alone: no method.
 
     python bc.py --env-id FetchReach --gradient-steps 3000
     python bc.py --env-id FetchPush

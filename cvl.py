@@ -37,7 +37,7 @@ import common
 
 METHOD = Path(__file__).stem
 Whole, Count, Share = Annotated[int, 0, 2**32 - 1], Annotated[int, 1, 2**32 - 1], Annotated[float, 0, 1]  # bounds
-README = {}  # success at any / last step
+README = {}  # success at any / last step; it is in no table of README.md
 CRITIC_FLAGS = "method finished dataset seed holdout_fraction discount hidden_dim repr_dim estimator temperature"
 
 
