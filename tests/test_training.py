@@ -1544,9 +1544,9 @@ ALONE = {("load_data", "cvl")}  # which has no images, and a test of its own
 OWN_HELP = {
     "gradient_steps", "batch_size", "learning_rate", "discount", "hidden_dim", "seed",
 }  # fmt: skip
-# A contrastive loss needs two rows, and so do TD methods' metrics; cloning needs one. CVL has none for images, and
-# its reward is the data's; ORIL's is learned or an oracle's.
-OWN_FLAGS = {"batch_size", "gradient_steps", "reward"}
+# A contrastive loss needs two rows, and so do TD methods' metrics; cloning needs one. CVL has none for images, and its
+# reward is the data's; ORIL's is learned, or an oracle's. TAILO's discount is of a sum along an episode.
+OWN_FLAGS = {"batch_size", "gradient_steps", "reward", "discount"}
 
 
 def read_sources():
