@@ -179,7 +179,7 @@ def policy_value(phi: Tensor, psi: Tensor, reward: Tensor, kernel: RandomFeature
     if estimator == "rff":
         return (kernel(phi) * kernel.xi[:, None]).sum(-1).amin(0)
     if estimator == "released":  # the mean of rows' own futures, which p(g | s, a) has chosen already: it counts twice
-        return ((phi * psi).sum(-1).amin(0).exp() * reward).mean().expand(len(reward))
+        return ((phi * psi).sum(-1).amin(0).clamp(max=80).exp() * reward).mean().expand(len(reward))  # inf * 0 is NaN
     own = torch.eye(phi.shape[1], dtype=torch.bool, device=phi.device)  # no sample of p(g), as the others' futures are
     return ((phi @ psi.mT).masked_fill(own, -torch.inf).softmax(-1) @ reward).amin(0)  # E[e^f r] / E[e^f], which is 1
 

@@ -142,6 +142,13 @@ def test_released_is_the_mean_of_e_f_of_own_futures_by_the_smaller_twin_times_th
     assert value.tolist() == pytest.approx(5 * [np.mean(expected)], rel=1e-12)
 
 
+def test_released_is_finite_for_an_outlier_without_reward():
+    """e^200 is infinite in float32, and a reward of 0 times that would be NaN: a block that flew away."""
+    phi, psi = torch.ones(2, 3, 1), torch.tensor([0.5, 200.0, 1.0]).view(3, 1).expand(2, 3, 1)
+    value = cvl.policy_value(phi, psi, torch.tensor([1.0, 0.0, 0.5]), None, "released")
+    torch.testing.assert_close(value, torch.full((3,), (np.exp(0.5) + 0.5 * np.e) / 3))
+
+
 def test_random_features_expect_the_exponential_kernel():
     """E[F(x)^T F(y)] = e^(x^T y) at three temperatures, with the error that falls as one over the features' root."""
     for temperature in (0.5, 1.0, 4.0):

@@ -1083,8 +1083,9 @@ def test_a_method_cannot_reach_rewards_or_success_flags():
     """
     fields = ("observations", "actions", "lengths", "success_examples", "terminals", "action_bounds", "checksum")
     assert common.Dataset._fields == fields
-    assert functions_that_name(ROOT / "common.py", "successes") == {"load_labelled"}
-    assert functions_that_name(ROOT / "common.py", "rewards") == {"save_dataset"}
+    verified = {"load_dataset"}  # which computes checksums of them, and returns neither
+    assert functions_that_name(ROOT / "common.py", "successes") == {"load_labelled"} | verified
+    assert functions_that_name(ROOT / "common.py", "rewards") == {"save_dataset"} | verified
     for script in SCRIPTS.values():
         beyond = {laeo: set(), tailo: set(), bc: {"solved_episodes"}, cvl: {"load_rewards"}}.get(script, {"load_data"})
         path = Path(script.__file__)
