@@ -269,9 +269,8 @@ def cvl_table(experiment: str, names: dict[str, str]) -> str:
 def search_table() -> str:
     """Return the table of all settings that were tried, each minus the one that it was made from."""
     settings = json.loads((Path(__file__).parent / "search.json").read_text())
-    kinds, rows, found = (*KINDS, "discounted_return"), [], {}
-    for key, run in load("search").items():
-        found.setdefault(key.rsplit("-", 1)[0], {})[run["args"]["seed"]] = run
+    kinds, rows, runs = (*KINDS, "discounted_return"), [], by_setting("search")
+    found = {name: {run["args"]["seed"]: run for run in mine} for name, mine in runs.items()}
     for name, setting in settings.items():
         mine, other = found.get(name, {}), found.get(setting["minus"], {})
         if not mine:

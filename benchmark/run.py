@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -122,17 +122,20 @@ def flags(method: str, task: str) -> str:
 
 def image_command(method: str, case: str, seed: int) -> str:
     """Return the command of a case of images."""
-    task, steps = (
-        case.removesuffix("_hard"),
-        1_000 if method == "laeo" else 6_000,
-    )  # ORIL needs 4,000 on Reach
+    task = case.removesuffix("_hard")
+    steps = 1_000 if method == "laeo" else 6_000  # ORIL's values need 4,000
     given = {"FetchReachImage": f"--gradient-steps {steps}", "FetchPushImage": "--eval-interval 4000"}  # for curves
     quality = "--quality hard" if case.endswith("_hard") else ""
     return f"{method}.py --env-id {task} --seed {seed} {quality} {given.get(task, '')}"
 
 
+def seeded(commands: dict[str, str], seeds: Iterable[int] = range(3)) -> dict[str, str]:
+    """Return each command with each seed, by NAME-SEED."""
+    return {f"{name}-{seed}": f"{command} --seed {seed}" for name, command in commands.items() for seed in seeds}
+
+
 def tailo_script(name: str) -> str:
-    """Return what a setting of TAILO's search is made from: TAILO's first setting, or the oracle that is a bound."""
+    """Return what a setting of TAILO's search is made from: TAILO's first setting, or the oracle beside it."""
     return "bc.py --only-solved" if name == "oracle" else f"tailo.py {TAILO_BASE}"
 
 
@@ -187,26 +190,11 @@ def experiments() -> dict[str, dict[str, list[str]]]:
         for name, given in TAILO_SEARCH.items()
         for seed in SEARCH_SEEDS[:2]
     }
-    search = {
-        f"{name}-{seed}": f"search/{setting['command']} {SEARCH_FLAGS} --seed {seed}"
-        for name, setting in json.loads((Path(__file__).parent / "search.json").read_text()).items()
-        for seed in SEARCH_SEEDS
-    }
-    contrastive_rl = {
-        f"{name}-{seed}": f"contrastive_rl.py {given} --seed {seed}"
-        for name, given in CONTRASTIVE_RL.items()
-        for seed in range(3)
-    }
-    cvl = {
-        f"{name}-{seed}": f"{command} --env-id FetchPush --seed {seed}"
-        for name, command in CVL.items()
-        for seed in range(3)
-    }
-    goals = {
-        f"{method}-{seed}": f"benchmark/run.py --goal {method} --env-id FetchPush --seed {seed}"
-        for method in ("cvl", "bc")
-        for seed in range(3)
-    }
+    tried = json.loads((Path(__file__).parent / "search.json").read_text()).items()
+    search = seeded({name: f"search/{setting['command']} {SEARCH_FLAGS}" for name, setting in tried}, SEARCH_SEEDS)
+    contrastive_rl = seeded({name: f"contrastive_rl.py {given}" for name, given in CONTRASTIVE_RL.items()})
+    cvl = seeded({name: f"{command} --env-id FetchPush" for name, command in CVL.items()})
+    goals = seeded({name: f"benchmark/run.py --goal {name} --env-id FetchPush" for name in ("cvl", "bc")})
     random = {task: f"benchmark/run.py --random --env-id {task}" for task in STATE_TASKS}
     behavior = {task: f"benchmark/run.py --behavior --env-id {task}" for task in STATE_TASKS}
     images = {
