@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+#     "torch>=2.6", "numpy>=1.26", "scipy>=1.11", "gymnasium>=1.2,<2", "filelock>=3.12", "tyro>=0.9", "tqdm>=4.66",
+#     "tensorboard>=2.21", "mujoco==3.3.0", "metaworld==3.1.1", "gymnasium-robotics==1.4.2", "pillow>=10",
+# ]
+# ///
 """The datasets of LAEO's experiments: roll-outs of the policies in behavior/, and conversion from and to Minari.
 
 Checkpoints of an online agent (contrastive_rl.py), from untrained to good, are rolled out towards the task's goal. How
@@ -54,7 +61,7 @@ class Args:
     behavior_dir: Path = Path(__file__).parent / "behavior"
     """directory of the policies' weights, which contrastive_rl.py writes"""
     from_minari: str | None = None
-    """make the dataset from this Minari dataset instead (pip install -r requirements-minari.txt)"""
+    """make the dataset from this Minari dataset instead (pip install -r requirements-optional.txt)"""
     success_examples: Path | None = None
     """with --from-minari: a .npy file of observations that solve the task"""
     success_reward: float | None = None
@@ -131,12 +138,14 @@ def play_in_workers(setup: tuple, seed: int, checkpoints: np.ndarray, num_worker
     progress = tqdm(total=total, desc=f"rolling out {setup[0]}", unit="episode", mininterval=1)
     try:
         # Workers inherit the mask and keep it: Ctrl-C reaches all processes of a terminal and is for this one.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        masks = hasattr(signal, "pthread_sigmask")  # not on Windows
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else None
         try:
             same = ([value] * len(starts) for value in (setup, seed))
             played = executor.map(play, *same, starts, [checkpoints[i : i + size] for i in starts])
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            if masks:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number in played:
             done += number
             progress.update(number)

@@ -13,9 +13,9 @@ A dataset is a directory of flat arrays, padded with zeros to the longest episod
 """
 
 import contextlib
+import dataclasses
 import difflib
 import errno
-import fcntl
 import glob
 import hashlib
 import importlib.metadata
@@ -25,12 +25,13 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+import filelock
 import gymnasium as gym
 import numpy as np
 
@@ -65,6 +66,17 @@ def seed_sequence(seed: int, stream: str, index: int = 0) -> np.random.SeedSeque
 def episode_seed(seed: int, stream: str, episode: int) -> int:
     """Return the 64-bit seed with which an environment is reset. No two streams share their starts."""
     return int(seed_sequence(seed, stream, episode).generate_state(1, np.uint64)[0])
+
+
+def check_flags(args: Any) -> None:
+    """Raise UserError for a flag of a dataclass that is not within the bounds, or no choice, of its field's type."""
+    for field in dataclasses.fields(args):
+        (least, most), value = getattr(field.type, "__metadata__", (-np.inf, np.inf)), getattr(args, field.name)
+        flag = f"--{field.name.replace('_', '-')}"
+        if isinstance(value, (int, float)) and not least <= value <= most:
+            raise UserError(f"{flag} is {value}; it must be from {least} to {most}.")
+        if get_origin(field.type) is Literal and value not in get_args(field.type):
+            raise UserError(f"{flag} is {value}; it must be one of {', '.join(map(str, get_args(field.type)))}.")
 
 
 def first_line(error: BaseException) -> str:
@@ -142,28 +154,30 @@ def write_directory(path: Path) -> Iterator[Path]:
     What a killed process has left there is removed; a living one holds a lock on its own.
     """
     path = path.resolve()
+    lock = path.with_name(f".{path.name}.{uuid.uuid4().hex}.lock")
+
+    def clean(lock: Path) -> None:
+        if (old := lock.with_suffix(".old")).exists() and not path.exists():
+            old.rename(path)
+        for directory in (lock.with_suffix(".tmp"), old):
+            shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):  # on Windows, where it goes when it is released
+            lock.unlink()
+
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp*"):
-            with contextlib.suppress(OSError), open(leftover / "lock", "a") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: its process is alive
-                shutil.rmtree(leftover)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        old = Path(f"{temporary}.old")
-        try:
-            with open(temporary / "lock", "w") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                temporary.chmod(0o755)
-                yield temporary
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 32}.lock"):
+            with contextlib.suppress(filelock.Timeout), filelock.FileLock(leftover, timeout=0):  # else it is alive
+                clean(leftover)
+        with filelock.FileLock(lock):
+            try:
+                lock.with_suffix(".tmp").mkdir()
+                yield lock.with_suffix(".tmp")
                 if path.exists():
-                    path.rename(old)
-                temporary.rename(path)
-                (path / "lock").unlink()  # last: without it another process would remove what is here
-        finally:
-            if old.exists() and not path.exists():
-                old.rename(path)
-            for directory in (temporary, old):
-                shutil.rmtree(directory, ignore_errors=True)
+                    path.rename(lock.with_suffix(".old"))
+                lock.with_suffix(".tmp").rename(path)
+            finally:
+                clean(lock)
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
@@ -306,14 +320,10 @@ def load_dataset(path: Path, env_id: str | None, verify: bool = False, allow_ver
     env = make_env(env_id) if env_id else None
     if env_id and str(metadata.get("env_id") or env_id).split(":")[-1] != env_id.split(":")[-1]:  # MODULE: may differ
         raise UserError(f"{path} is a dataset of {metadata['env_id']}, not of {env_id}.")
-    here = versions(*TASKS[env_id].simulator) if env_id in TASKS and not allow_version_mismatch else {}
-    made_with = {package: metadata["versions"].get(package, here[package]) for package in here}
-    if made_with != here:
-        raise UserError(
-            f"{path} was made with {made_with} and here is {here}, which moves differently; make it again with: python "
-            f"collect_data.py --env-id {env_id} --quality {metadata.get('quality', 'medium')} --output {path} "
-            "--overwrite (or use it with --allow-version-mismatch)."
-        )
+    if env_id in TASKS and not allow_version_mismatch and (problem := TASKS[env_id].mismatch(metadata["versions"])):
+        again = f"collect_data.py --env-id {env_id} --quality {metadata.get('quality', 'medium')} --output {path}"
+        again += " --overwrite (or use it with --allow-version-mismatch)"
+        raise UserError(f"{path} {problem}; make it again with: python {again}.")
     types = {"observations": "<f4 |u1", "actions": "<f4", "lengths": "<i4"}
     optional = {"success_examples": "<f4 |u1", "terminals": "|b1"}
     types |= {name: kind for name, kind in optional.items() if (path / f"{name}.npy").exists()}
@@ -431,6 +441,16 @@ def load_labelled(path: Path, dataset: Dataset, episodes: np.ndarray) -> dict[st
         index, t = rng.permutation(np.argwhere(wanted))[:1000].T
         states[label] = dataset.observations[episodes[index], t]
     return states
+
+
+def success_lists(solved: Sequence[Sequence[Any]]) -> dict[str, list]:
+    """Return docs/training.md's lists of success, by the flags of each episode's T + 1 states; {} if all are None."""
+    if all(flag is None for flags in solved for flag in flags):
+        return {}
+    solved = [np.array(flags, bool) for flags in solved]
+    lists = {"success": [bool(s[1:].any()) for s in solved], "final_success": [bool(s[-1]) for s in solved]}
+    lists |= {"initial_success": [bool(s[0]) for s in solved]}
+    return lists | {"discounted_return": [float(s[1:] @ 0.99 ** np.arange(len(s) - 1)) for s in solved]}
 
 
 def summarise(lists: dict[str, list]) -> dict[str, Any]:

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+#     "torch>=2.6", "numpy>=1.26", "scipy>=1.11", "gymnasium>=1.2,<2", "filelock>=3.12", "tyro>=0.9", "tqdm>=4.66",
+#     "tensorboard>=2.21", "mujoco==3.3.0", "metaworld==3.1.1", "gymnasium-robotics==1.4.2", "pillow>=10",
+# ]
+# ///
 """Contrastive RL: goal-conditioned control without rewards, online or from a dataset.
 
 A critic f(s, a, g) = phi(s, a)^T psi(g) is trained to tell the goals that follow (s, a) from others; at its optimum e^f
@@ -25,7 +32,8 @@ import copy
 import json
 import sys
 import time
-from dataclasses import dataclass, fields, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -77,6 +85,9 @@ class Args:
     eval_interval: Whole = 10_000  # gradient steps between two evaluations; 0: only at the end
     eval_episodes: Count = 100  # of each evaluation, with the same starts and goals
     run_dir: Path | None = None  # where results go; runs/ENV_ID__METHOD__SEED__TIME if not given
+    track: bool = False  # log to Weights & Biases too; with WANDB_MODE=offline only to files in the run directory
+    wandb_project: str = "example-based-control"  # with --track: the project there
+    wandb_entity: str | None = None  # with --track: the user or the team there
     behavior_dir: Path | None = None  # online, a task: write checkpoints for collect_data.py to BEHAVIOR_DIR/ENV_ID.pt
     calibration_episodes: Count = 200  # number of episodes that measure the success rate of each of these checkpoints
 
@@ -342,16 +353,22 @@ def load_actor(checkpoint: dict[str, Any]) -> Actor:
     return actor
 
 
+def start_tracking(args: Args, config: dict[str, Any], run_id: str | None = None) -> Any:
+    """Start a run on Weights & Biases, or go on with one; return it. Raises common.UserError if that cannot be done."""
+    try:
+        import wandb  # optional, and slow to import
+
+        place = {"project": args.wandb_project, "entity": args.wandb_entity, "dir": args.run_dir}
+        return wandb.init(**place, name=args.run_dir.name, config=config, id=run_id, resume="allow")
+    except Exception as error:  # ImportError, or one of half a dozen types for a missing account or network
+        reason = f"--track cannot start Weights & Biases ({common.first_line(error)})"
+        raise common.UserError(f"{reason}; `pip install wandb` and `wandb login`, or set WANDB_MODE=offline.") from None
+
+
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate, write policy.pt2 and result.json, return the latter. Raises common.UserError for a mistake."""
     started, args = time.perf_counter(), replace(args)
-    for field in fields(Args):
-        (least, most), value = getattr(field.type, "__metadata__", (-np.inf, np.inf)), getattr(args, field.name)
-        flag, choices = f"--{field.name.replace('_', '-')}", getattr(field.type, "__args__", (value,))
-        if isinstance(value, (int, float)) and not least <= value <= most:
-            raise common.UserError(f"{flag} is {value}; it must be from {least} to {most}.")
-        if isinstance(value, str) and value not in choices:
-            raise common.UserError(f"{flag} is {value}; it must be one of {', '.join(map(str, choices))}.")
+    common.check_flags(args)
     offline, scripted = args.dataset is not None, args.env_id in common.TASKS
     for name, values in DEFAULTS.items():
         if getattr(args, name) is None:
@@ -418,21 +435,23 @@ def train(args: Args) -> dict[str, Any]:
         seconds[kind], started = seconds.get(kind, 0.0) + time.perf_counter() - started, time.perf_counter()
 
     def log(step: int, prefix: str, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            if not np.isfinite(value):
-                raise common.UserError(f"{prefix}/{name} is {value} at step {step}; try a smaller --learning-rate.")
-        line = {"step": step, "env_steps": player.steps if player else 0}
+        line = {f"{prefix}/{name}": value for name, value in metrics.items()}
         with common.explain_os_errors(path), open(path, "a") as file:
-            file.write(json.dumps(line | {f"{prefix}/{name}": x for name, x in metrics.items()}) + "\n")
-            for name, value in metrics.items():
-                writer.add_scalar(f"{prefix}/{name}", value, step)
+            for name, value in line.items():
+                if not np.isfinite(value):
+                    raise common.UserError(f"{name} is {value} at step {step}; try a smaller --learning-rate.")
+                writer.add_scalar(name, value, step)
+            file.write(json.dumps({"step": step, "env_steps": player.steps if player else 0} | line) + "\n")
+        if args.track:
+            tracking.log(line, step)
 
     networks, seconds, checkpoints, result = (actor, critic, target, log_alpha), {}, [], {}
     spend("data")
     # Learning is fast at first: checkpoints after 1/512, ..., 1/2 and all of the gradient steps, and an untrained one.
     save_at = {0} | {-(-total // 2**k) for k in range(10)} if args.behavior_dir else set()
     progress = tqdm(desc=f"{METHOD} on {args.env_id}", total=total, mininterval=2)
-    with common.explain_os_errors(args.run_dir), SummaryWriter(args.run_dir) as writer, progress:
+    tracking = start_tracking(args, plain) if args.track else nullcontext()
+    with common.explain_os_errors(args.run_dir), SummaryWriter(args.run_dir) as writer, progress, tracking:
         for step in range(total + 1):
             if step in save_at:
                 # float16 halves the file and the policy acts alike; means and standard deviations need float32's range.

@@ -225,11 +225,7 @@ def evaluate(policy: Callable[[Tensor, Tensor], Tensor], env_id: str, episodes: 
         lists["return"].append(total)
         solved.append(flags)
     env.close()
-    if any(flag is not None for flags in solved for flag in flags):
-        solved = [[bool(flag) for flag in flags] for flags in solved]
-        lists |= {"success": [any(s[1:]) for s in solved], "final_success": [s[-1] for s in solved]}
-        lists |= {"initial_success": [s[0] for s in solved]}
-        lists |= {"discounted_return": [float(np.dot(s[1:], 0.99 ** np.arange(len(s) - 1))) for s in solved]}
+    lists |= common.success_lists(solved)
     return common.summarise(lists) | {"episodes": lists}
 
 

@@ -1,3 +1,11 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+#     "torch>=2.6", "numpy>=1.26", "scipy>=1.11", "gymnasium>=1.2,<2", "filelock>=3.12", "tyro>=0.9", "tqdm>=4.66",
+#     "tensorboard>=2.21", "mujoco==3.3.0", "metaworld==3.1.1", "gymnasium-robotics==1.4.2", "pillow>=10",
+#     "imageio[ffmpeg]>=2.34",
+# ]
+# ///
 """Play, measure and film a trained policy, from its policy.pt2 and result.json alone (docs/training.md).
 
     python evaluate.py runs/push --episodes 100 --seed 1 --video push.mp4
@@ -82,10 +90,7 @@ def play(
         lists["return"].append(total)
         solved.append([info.get("success", info.get("is_success")) for info in infos])
     env.close()
-    if any(flag is not None for flags in solved for flag in flags):
-        solved = [[bool(flag) for flag in flags] for flags in solved]
-        lists |= {"success": [any(s[1:]) for s in solved], "final_success": [s[-1] for s in solved]}
-        lists |= {"initial_success": [s[0] for s in solved]}
+    lists |= common.success_lists(solved)
     return lists, pictures
 
 

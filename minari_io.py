@@ -29,7 +29,7 @@ def import_minari() -> Any:
     except ImportError as error:
         raise common.UserError(
             f"Minari cannot be imported ({common.first_line(error)}); on Python 3.11 or later: pip install -r "
-            "requirements-minari.txt"
+            "requirements-optional.txt"
         ) from None
     return minari
 

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+#     "torch>=2.6", "numpy>=1.26", "scipy>=1.11", "gymnasium>=1.2,<2", "filelock>=3.12", "tyro>=0.9", "tqdm>=4.66",
+#     "tensorboard>=2.21", "mujoco==3.3.0", "metaworld==3.1.1", "gymnasium-robotics==1.4.2", "pillow>=10",
+# ]
+# ///
 """PURL: learn a reward from a few success examples, knowing that the data hold more of them, then a policy from it.
 
 A classifier learns to tell success examples from the states of the trajectories, a share eta of which are successes
@@ -19,6 +26,7 @@ import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -71,6 +79,9 @@ class Args:
     eval_episodes: Whole = 100  # of each evaluation, with the same starts; 0: use no environment
     checkpoint_minutes: Annotated[float, 0, 1e6] = 5.0  # of training between two checkpoints; the last step has one too
     run_dir: Path | None = None  # where results go; runs/ENV_ID__METHOD__SEED__TIME if not given
+    track: bool = False  # log to Weights & Biases too; with WANDB_MODE=offline only to files in the run directory
+    wandb_project: str = "example-based-control"  # with --track: the project there
+    wandb_entity: str | None = None  # with --track: the user or the team there
     resume: Path | None = None  # a run directory to go on with, as if it had never stopped; it has the other flags
 
 
@@ -332,11 +343,7 @@ def evaluate(policy: nn.Module, env_id: str, episodes: int, seed: int, device: t
         lists["return"].append(total)
         solved.append([info.get("success", info.get("is_success")) for info in infos])
     env.close()
-    if any(flag is not None for flags in solved for flag in flags):
-        solved = [[bool(flag) for flag in flags] for flags in solved]
-        lists |= {"success": [any(s[1:]) for s in solved], "final_success": [s[-1] for s in solved]}
-        lists |= {"initial_success": [s[0] for s in solved]}
-        lists |= {"discounted_return": [float(np.dot(s[1:], 0.99 ** np.arange(len(s) - 1))) for s in solved]}
+    lists |= common.success_lists(solved)
     return common.summarise(lists) | {"episodes": lists}
 
 
@@ -360,16 +367,22 @@ def load_checkpoint(args: Args) -> tuple[dict[str, Any], Args]:
         raise common.UserError(f"{reason}; if it was stopped before its first checkpoint, start anew.") from None
 
 
+def start_tracking(args: Args, config: dict[str, Any], run_id: str | None = None) -> Any:
+    """Start a run on Weights & Biases, or go on with one; return it. Raises common.UserError if that cannot be done."""
+    try:
+        import wandb  # optional, and slow to import
+
+        place = {"project": args.wandb_project, "entity": args.wandb_entity, "dir": args.run_dir}
+        return wandb.init(**place, name=args.run_dir.name, config=config, id=run_id, resume="allow")
+    except Exception as error:  # ImportError, or one of half a dozen types for a missing account or network
+        reason = f"--track cannot start Weights & Biases ({common.first_line(error)})"
+        raise common.UserError(f"{reason}; `pip install wandb` and `wandb login`, or set WANDB_MODE=offline.") from None
+
+
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate, write policy.pt2 and result.json, return the latter. Raises common.UserError for a mistake."""
     started, (checkpoint, args) = time.perf_counter(), load_checkpoint(args) if args.resume else ({}, replace(args))
-    for field in fields(Args):
-        (least, most), value = getattr(field.type, "__metadata__", (-np.inf, np.inf)), getattr(args, field.name)
-        flag, choices = f"--{field.name.replace('_', '-')}", getattr(field.type, "__args__", (value,))
-        if isinstance(value, (int, float)) and not least <= value <= most:
-            raise common.UserError(f"{flag} is {value}; it must be from {least} to {most}.")
-        if isinstance(value, str) and value not in choices:
-            raise common.UserError(f"{flag} is {value}; it must be one of {', '.join(map(str, choices))}.")
+    common.check_flags(args)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise common.UserError("--device is cuda, and PyTorch finds no GPU here; leave it out to train on the CPU.")
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -402,6 +415,7 @@ def train(args: Args) -> dict[str, Any]:
         args.run_dir.mkdir(parents=True, exist_ok=True)
         if path.exists() and not checkpoint:
             raise common.UserError(f"{args.run_dir} holds a run; choose another --run-dir, or --resume that one.")
+        tracking = start_tracking(args, plain, checkpoint.get("track")) if args.track else nullcontext()
         with open(path, "ab") as file:  # what came after the checkpoint is written again
             file.truncate(min(checkpoint.get("log_size", 0), file.tell()))
         writer = SummaryWriter(args.run_dir, purge_step=first_step + 1)
@@ -414,13 +428,15 @@ def train(args: Args) -> dict[str, Any]:
         seconds[kind], started = seconds[kind] + time.perf_counter() - started, time.perf_counter()
 
     def log(step: int, prefix: str, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            if not np.isfinite(value):
-                raise common.UserError(f"{prefix}/{name} is {value} at step {step}; try a smaller --learning-rate.")
+        line = {f"{prefix}/{name}": value for name, value in metrics.items()}
         with common.explain_os_errors(path), open(path, "a") as file:
-            file.write(json.dumps({"step": step} | {f"{prefix}/{name}": x for name, x in metrics.items()}) + "\n")
-            for name, value in metrics.items():
-                writer.add_scalar(f"{prefix}/{name}", value, step)
+            for name, value in line.items():
+                if not np.isfinite(value):
+                    raise common.UserError(f"{name} is {value} at step {step}; try a smaller --learning-rate.")
+                writer.add_scalar(name, value, step)
+            file.write(json.dumps({"step": step} | line) + "\n")
+        if args.track:
+            tracking.log(line, step)
 
     def evaluate_now(step: int) -> dict[str, Any]:
         spend("training")
@@ -434,6 +450,7 @@ def train(args: Args) -> dict[str, Any]:
         writer.flush()  # a resumed run writes only what follows
         content = {name: part.state_dict() for name, part in parts.items()} | {"step": step, "method": METHOD}
         content |= {"args": plain, "dataset": dataset.checksum, "seconds": seconds, "log_size": path.stat().st_size}
+        content["track"] = tracking.id if args.track else None  # of the run on Weights & Biases
         moments = [moment for state in optimizer.state.values() for moment in state.values()]
         if not all(torch.isfinite(x).all() for x in [*networks.parameters(), *moments]):
             raise common.UserError(f"the networks are not finite at step {step}; try a smaller --learning-rate.")
@@ -442,7 +459,7 @@ def train(args: Args) -> dict[str, Any]:
 
     spend("data")
     saved = time.monotonic()
-    with common.explain_os_errors(args.run_dir), writer, progress, ThreadPoolExecutor(1) as thread:
+    with common.explain_os_errors(args.run_dir), writer, progress, tracking, ThreadPoolExecutor(1) as thread:
         ahead = thread.submit(sample, data, args, first_step)  # the next batch is drawn while this one is trained on
         for step in range(first_step, args.gradient_steps):
             if args.eval_episodes and args.eval_interval and step % args.eval_interval == 0:

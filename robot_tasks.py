@@ -5,6 +5,7 @@ import contextlib
 import ctypes.util
 import functools
 import importlib
+import importlib.metadata
 import io
 import os
 import re
@@ -31,6 +32,12 @@ class Task:
     achieved_goal: slice  # where a state holds the position that the goal speaks of
     desired_goal: tuple[float, float, float]  # metres; a position that can be reached, for goal-conditioned agents
     state_task: str | None = None  # for a task of images: the same task with state observations
+
+    def mismatch(self, made_with: dict[str, str]) -> str:
+        """Return how the versions that a dataset was made with differ from those here; nothing if they do not."""
+        here = {package: importlib.metadata.version(package) for package in self.simulator}
+        made_with = {package: made_with.get(package, here[package]) for package in here}
+        return "" if made_with == here else f"was made with {made_with} and here is {here}, which moves differently"
 
 
 _FETCH, _SAWYER = ("mujoco", "gymnasium-robotics"), ("mujoco", "metaworld")

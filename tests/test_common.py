@@ -787,16 +787,36 @@ def test_what_a_living_process_is_writing_is_left_alone(other_process, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["target", "target [1]*"])
-@pytest.mark.parametrize("locked", [False, True])
-def test_a_leftover_with_this_process_number_is_replaced(locked, name, tmp_path):
-    """In a container the same number comes again. The file of a lock says nothing, the lock itself does."""
-    for leftover in (f".{name}.{os.getpid()}.tmp", f".{name}.abcdefgh.tmp"):
-        (tmp_path / leftover).mkdir()
-        (tmp_path / leftover / "observations.npy").write_text("half of it")
-        if locked:
-            (tmp_path / leftover / "lock").touch()
+def test_the_leftovers_of_this_name_alone_are_removed(name, tmp_path):
+    """The file of a lock says nothing, the lock itself does. A name may have dots, and another name may begin alike."""
+    other = f".{name}.more.{'0' * 32}"
+    for leftover in (f".{name}.{'0' * 32}", f".{name}.{'1' * 31}a", other):
+        (tmp_path / f"{leftover}.tmp").mkdir()
+        (tmp_path / f"{leftover}.tmp" / "observations.npy").write_text("half of it")
+        (tmp_path / f"{leftover}.lock").touch()
     fill(common.write_directory, tmp_path / name, "new")
-    assert list(tmp_path.iterdir()) == [tmp_path / name] and read(tmp_path / name) == {"new": "new"}
+    assert {path.name for path in tmp_path.iterdir()} == {name, f"{other}.tmp", f"{other}.lock"}
+    assert read(tmp_path / name) == {"new": "new"}
+
+
+def test_what_was_set_aside_returns_if_the_process_is_killed_before_the_new_one_is_there(tmp_path):
+    """Between the two renames neither the old dataset nor the new one is in its place."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+import common
+rename = Path.rename
+Path.rename = lambda self, other: (rename(self, other), os.kill(os.getpid(), signal.SIGKILL))
+with common.write_directory(Path(sys.argv[1])) as directory:
+    (directory / "theirs").write_text("theirs")
+"""
+    target = tmp_path / "target"
+    fill(common.write_directory, target, "old")
+    assert run_python(code, target).returncode == -signal.SIGKILL
+    assert not target.exists()
+    with pytest.raises(RuntimeError):
+        fill(common.write_directory, target, "new", RuntimeError("a mistake"))
+    assert list(tmp_path.iterdir()) == [target] and read(target) == {"old": "old"}
 
 
 def test_a_process_that_is_killed_while_it_removes_the_old_directory_leaves_nothing_for_ever(tmp_path):

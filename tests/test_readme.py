@@ -146,7 +146,7 @@ def test_install_commands_are_in_one_block():
     block = next(block for block in blocks(README) if "python3 -m venv" in block).splitlines()
     assert block[0] == "apt install python3-venv libegl1 libgl1 libosmesa6"
     assert "pip install -r requirements.txt && python laeo.py --env-id FetchReach --gradient-steps 3000" in block[1]
-    assert "-r requirements.txt -r requirements-minari.txt && pytest" in block[2]
+    assert "-r requirements.txt -r requirements-optional.txt && pytest" in block[2]
     assert [line for line in README.splitlines() if line.endswith("&& pytest")] == [block[2]]  # .ci/run runs it
 
 
