@@ -65,10 +65,10 @@ def code(text):
 
 
 def commands(lines):
-    """Return script and arguments of every command `python SCRIPT ARGUMENTS`."""
+    """Return script and arguments of every command `python SCRIPT ARGUMENTS`; variables and `uv run` may begin it."""
     parts = [part.strip() for line in lines for part in line.split("&&")]
-    found = [shlex.split(part, comments=True)[1:] for part in parts if re.match(r"python \S+\.py\b", part)]
-    return [(words[0], words[1:]) for words in found]
+    found = [re.match(r"(?:\w+=\S+ )*(?:python|uv run) (\S+\.py\b.*)", part) for part in parts]
+    return [(words[0], words[1:]) for words in (shlex.split(x[1], comments=True) for x in found if x)]
 
 
 def command_cases():
@@ -126,14 +126,14 @@ def test_a_command_that_does_not_exist_is_found(script, arguments):
 
 
 def test_commands_are_found_wherever_they_stand():
-    text = "a `python bc.py\n--seed 1` b\n```\npip x && python laeo.py --resume runs/a  # note\npython -c 1\n```\n"
+    text = "a `python bc.py\n--seed 1` b\n```\npip x && A=b uv run laeo.py --resume runs/a  # note\npython -c 1\n```\n"
     expected = [("laeo.py", ["--resume", "runs/a"]), ("bc.py", ["--seed", "1"])]
     assert commands(code(text)) == expected
 
 
 def test_flags_in_the_text_exist():
     fields = {field.name for script in SCRIPTS.values() for field in dataclasses.fields(script.Args)}
-    known = {f"--{name.replace('_', '-')}" for name in fields} | {"--help", "--logdir"}
+    known = {f"--{name.replace('_', '-')}" for name in fields} | {"--help", "--logdir", "--torch-backend"}
     known |= {"--list", "--redo", "--jobs", "--only", "--write", "--train"}  # of benchmark/, and of an earlier commit
     known |= {word for command in benchmark.experiments()["search"].values() for word in command if word[:2] == "--"}
     for name, text in CURRENT.items():
