@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from made import made
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -99,7 +100,11 @@ if __name__ == "__main__":
         sys.exit(print(np.median([speeds(env, seed) for seed in range(5)], axis=0).tolist()))
     path = ROOT / "benchmark" / "results" / "camera.json"
     how = f"medians of {ROUNDS} rounds, {robot_tasks.gl_name()}, {os.cpu_count()} cores, {time.strftime('%B %Y')}"
-    content = json.loads(path.read_text()) | {"how": how, "ratios": {}}  # what was removed from the camera stays there
+    content = json.loads(path.read_text()) | {
+        "how": how,
+        "ratios": {},
+        "made": made(),
+    }  # what was removed from the camera stays there
     for env_id in IMAGE_TASKS:
         for name, values in ratios(env_id).items():
             medians = dict(zip(("steps", "pictures"), np.median(values, axis=0).round(2).tolist()))

@@ -26,7 +26,7 @@ from torch import Generator, Tensor, nn
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-from threads import machine  # noqa: E402
+from made import machine, made  # noqa: E402
 
 import common  # noqa: E402
 import laeo  # noqa: E402
@@ -238,6 +238,7 @@ def run(name: str, setting: Setting, seed: int, given: Args) -> dict:
     result = laeo.evaluate(actor, ENV_ID, EPISODES, seed, device)
     result |= {"name": name, "differs": differences(setting), "settings": asdict(setting), "steps": setting.steps}
     result |= {"schedule": "steps", "device": torch.cuda.get_device_name() if cuda else machine()["cpu"]}
+    result["made"] = made(torch.cuda.get_device_name() if cuda else None)
     result |= {"args": {"env_id": ENV_ID, "seed": seed}, "seconds": seconds, "metrics": metrics}
     with common.write_file(given.output / f"{name}-{seed}.json") as file:
         file.write((json.dumps(result, indent=2) + "\n").encode())

@@ -123,7 +123,7 @@ def measure_apart(directory: Path, settings: dict) -> dict[str, float]:
 
 def main(args: Args) -> dict:
     """Measure, write the results and return them."""
-    from threads import machine
+    from made import machine, made
 
     rows = [{"code": "before", "encoders": 2, "objective": "log_exp_f", "batch_size": 128, "random_shift": 2}]
     defaults = {name: laeo.DEFAULTS[name][1] for name in ("batch_size", "random_shift")}
@@ -139,7 +139,14 @@ def main(args: Args) -> dict:
                 times = f"{1e3 * found['cpu']:.1f} ms CPU, {1e3 * found['wall']:.1f} ms wall"
                 rates = f"{row['gflop']:.2f} GFLOP; matrices {found['matrix']:.1f} GFLOP/s"
                 print(f"{row['code']}, {row['objective']}: {times}, {rates}", flush=True)
-    result = {"machine": machine(), "before": BEFORE, "rounds": args.rounds, "seconds": args.seconds, "rows": rows}
+    result = {
+        "made": made(),
+        "machine": machine(),
+        "before": BEFORE,
+        "rounds": args.rounds,
+        "seconds": args.seconds,
+        "rows": rows,
+    }
     with common.write_file(args.output) as file:
         file.write((json.dumps(result, indent=2) + "\n").encode())
     return result

@@ -1,11 +1,13 @@
-"""Draw the results:  python benchmark/plots.py
+"""Draw the results, each figure as PNG and as SVG:  python benchmark/plots.py
 
-benchmark/figures/curves.png has the success of every single seed on FetchPush while it is trained, image_curves.png
-that of LAEO and ORIL on FetchPushImage, as the paper's Fig. 4; examples.png and sizes.png have the success against the
-number of success examples and of episodes, with the intervals of the tables. A figure whose results are missing is left
-out.
+benchmark/figures/tasks has bars of every method on every task, with the intervals of the tables; curves the success on
+FetchPush while it is trained, the mean over seeds and a band from the worst to the best; image_curves that of LAEO and
+ORIL on FetchPushImage, every single seed, as the paper's Fig. 4; examples and sizes have the success against the number
+of success examples and of episodes, image_examples and image_sizes that on FetchPushImage. A figure whose results are
+missing is left out.
 """
 
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +16,7 @@ import matplotlib
 
 matplotlib.use("Agg")  # needs no display
 import matplotlib.pyplot as plt
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
@@ -22,20 +25,54 @@ import report
 import common
 
 FIGURES = Path(__file__).parent / "figures"
-COLORS = dict(zip(report.METHODS, ("tab:blue", "tab:orange", "tab:green", "tab:gray")))
+METHODS = report.METHODS | {"tailo": "TAILO"}
+COLORS = dict(zip(METHODS, ("tab:blue", "tab:orange", "tab:green", "tab:gray", "tab:red")))
 LABELS = {"success": "success at any step", "final_success": "success at the last step"}
+plt.rcParams["svg.hashsalt"] = "the same results give the same file"
 
 
-def curves(axes: dict, experiment: str = "state", task: str = "FetchPush", shown: Iterable[str] = COLORS) -> bool:
-    """Draw a thin line for each seed on a task, from the evaluations while it was trained to the final one."""
-    found = dict(report.groups(experiment)).get(task, {})
-    methods = {method: runs for method, runs in found.items() if method in shown}
+def bars(axes: dict) -> bool:
+    """Draw a bar with its interval for each method on each task of states and of images, on medium and hard data."""
+    cases = {}
+    for experiment, name in (("state", "{}"), ("hard", "{}_hard"), ("images", "{}")):
+        cases |= {name.format(case): methods for case, methods in report.groups(experiment)}
+    for name, run in report.load("tailo").items():
+        method, case, _ = name.rsplit("-", 2) if name.count("-") == 2 else ("", "", "")
+        if method == "tailo" and case in cases:
+            cases[case].setdefault("tailo", []).append(run)
+    for kind, ax in axes.items():
+        for i, (method, name) in enumerate(METHODS.items()):
+            found = [(x, methods[method]) for x, methods in enumerate(cases.values()) if method in methods]
+            if found:
+                rates = [report.rate_interval([report.outcomes(run, kind) for run in runs]) for _, runs in found]
+                rate, low, high = np.array(rates).T
+                where = np.array([x for x, _ in found]) + 0.16 * (i - (len(METHODS) - 1) / 2)
+                errors = np.maximum([rate - low, high - rate], 0)
+                ax.bar(where, rate, 0.15, color=COLORS[method], label=name, yerr=errors, ecolor="0.2", capsize=2)
+        ax.set_xticks(
+            range(len(cases)), [re.sub("(?=Image|Window|Drawer|_)", "\n", case).replace("_", "") for case in cases]
+        )
+        ax.tick_params("x", labelsize=8)
+    return bool(cases)
+
+
+def curves(axes: dict, experiment: str = "state", task: str = "FetchPush", single: Iterable[str] = ()) -> bool:
+    """Draw the evaluations on the way: of each method the mean over seeds and a band, of `single` ones each seed."""
+    methods = {
+        x: runs for x, runs in dict(report.groups(experiment)).get(task, {}).items() if not single or x in single
+    }
     for kind, ax in axes.items():
         for method, runs in methods.items():
-            for i, run in enumerate(runs):
-                points = [(point["step"], point[f"{kind}_rate"]) for point in run.get("curve", [])]
-                label = report.METHODS[method] if i == 0 else None
-                ax.plot(*zip(*points), color=COLORS[method], linewidth=0.8, marker=".", label=label)
+            lines = [[(point["step"], point[f"{kind}_rate"]) for point in run.get("curve", [])] for run in runs]
+            style = {"color": COLORS[method], "marker": "."}
+            if single:
+                for i, points in enumerate(lines):
+                    ax.plot(*zip(*points), linewidth=0.8, label=METHODS[method] if i == 0 else None, **style)
+            elif all(lines):
+                steps = sorted(set.intersection(*({step for step, _ in points} for points in lines)))
+                rates = np.array([[dict(points)[step] for step in steps] for points in lines])
+                ax.plot(steps, rates.mean(0), label=METHODS[method], **style)
+                ax.fill_between(steps, rates.min(0), rates.max(0), color=COLORS[method], alpha=0.15, linewidth=0)
         ax.locator_params("x", nbins=5)
         ax.set_xlabel("gradient steps")
     return bool(methods)
@@ -64,22 +101,31 @@ def against(experiment: str, axes: dict, xlabel: str) -> bool:
 
 def main() -> None:
     drawings = {
+        "tasks": bars,
         "curves": curves,
         "image_curves": lambda axes: curves(axes, "images", "FetchPushImage", ("laeo", "oril")),
         "examples": lambda axes: against("examples", axes, "success examples"),
         "sizes": lambda axes: against("sizes", axes, "episodes"),
+        "image_examples": lambda axes: against("image_examples", axes, "success examples"),
+        "image_sizes": lambda axes: against("image_sizes", axes, "episodes"),
     }
     for name, draw in drawings.items():
-        figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+        rows, columns, size = (2, 1, (9, 5.4)) if draw is bars else (1, 2, (9, 3.4))
+        figure, axes = plt.subplots(rows, columns, figsize=size, sharex=draw is bars, sharey=True, layout="constrained")
         drawn = draw(dict(zip(LABELS, axes)))
         for ax, label in zip(axes, LABELS.values()):
             ax.set(ylabel=label, ylim=(0, 1.02))
-            ax.grid(alpha=0.3)
+            ax.grid(alpha=0.3, axis="y" if draw is bars else "both")
+            ax.set_axisbelow(True)
         if drawn:
-            axes[0].legend()
-            with common.write_file(FIGURES / f"{name}.png") as file:
-                figure.savefig(file, format="png", dpi=110)
-            print(FIGURES / f"{name}.png")
+            if draw is bars:
+                figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(METHODS))
+            else:
+                axes[0].legend(fontsize=8)
+            for kind in ("png", "svg"):
+                with common.write_file(FIGURES / f"{name}.{kind}") as file:
+                    figure.savefig(file, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None)
+                print(FIGURES / f"{name}.{kind}")
         plt.close(figure)
 
 

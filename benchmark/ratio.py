@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from made import made
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -44,7 +45,8 @@ def main(dataset: Path, output: Path = OUTPUT) -> None:
         laeo.Args("FetchPush", dataset=dataset, num_success=n, seed=seed) for n in NUM_SUCCESS for seed in SEEDS
     ]
     with common.write_file(output) as file:
-        file.write((json.dumps({"noise": NOISES, "rows": [measure(x) for x in settings]}, indent=2) + "\n").encode())
+        content = {"made": made(), "noise": NOISES, "rows": [measure(x) for x in settings]}
+        file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

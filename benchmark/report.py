@@ -484,6 +484,42 @@ def camera_table() -> str:
     return table(caption, " | ".join(["measure", *tasks]), rows)
 
 
+SOURCES = {  # of each table: the command, and what it wrote to results/; other tables have an experiment of their name
+    "differences": ("run.py state hard examples sizes", "state hard examples sizes"),
+    "image_differences": ("run.py images image_examples image_sizes", "images image_examples image_sizes"),
+    "settings": ("run.py settings state sizes", "settings"),
+    "tasks": ("run.py data random behavior state", "data random behavior"),
+    "image_search": ("image_search.py", "image_search"),
+    "image_step": ("image_step.py", "image_step.json"),
+    "threads": ("threads.py", "threads.json"),
+    "ratio": ("ratio.py", "ratio.json"),
+    "camera": ("camera.py", "camera.json"),
+}
+
+
+def made_table() -> str:
+    """Return for every table the command that makes its results, their number, and where and when they were made."""
+    rows = []
+    for name in TABLES:
+        if name in ("made", "behavior"):  # of the latter docs/contrastive_rl.md says it
+            continue
+        command, places = SOURCES.get(name, (f"run.py {name}", name))
+        paths = [path for place in places.split() for path in (RESULTS / place, *sorted((RESULTS / place).glob("*")))]
+        runs = [json.loads(path.read_text())["made"] for path in paths if path.is_file()]
+        if runs:
+            runs.sort(key=lambda run: run["date"])
+            cells = [list(dict.fromkeys(run[key] for run in runs)) for key in ("commit", "date", "machine")]
+            commits, dates, machines = cells
+            dates = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+            command = f"`python benchmark/{command}`"
+            rows.append([name, command, str(len(runs)), ", ".join(commits), dates, "; ".join(machines)])
+    caption = (
+        "Commit: the one whose code made a result; of results before 2026-11-27 the one that brought them, whose code "
+        "made them or differs by what its message says."
+    )
+    return table(caption, "table | command | results | commits | dates | machines", rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "state": lambda: methods_table("state", "task"), "hard": lambda: methods_table("hard", "task"),
     "examples": lambda: methods_table("examples", "success examples"),
@@ -498,7 +534,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tasks": tasks_table, "data": data_table, "behavior": behavior_table, "threads": threads_table,
     "contrastive_rl": contrastive_rl_table,
     "image_step": image_step_table, "ratio": ratio_table, "camera": camera_table,
-    "tailo": tailo_table, "tailo_search": tailo_search_table,
+    "tailo": tailo_table, "tailo_search": tailo_search_table, "made": made_table,
 }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+from made import made
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -302,7 +303,7 @@ def archive(source: Path, target: Path) -> None:
     for flag in ("dataset", "run_dir", "critic"):
         if path := result.get("args", {}).get(flag):
             result["args"][flag] = Path(path).name
-    write_json(target, result)
+    write_json(target, result | {"made": made(result.get("gpu"))})
 
 
 def dataset(name: str) -> Path:

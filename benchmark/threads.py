@@ -10,7 +10,6 @@ round, go to benchmark/results/threads.json. Nothing else should run on the mach
 import json
 import multiprocessing
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import tyro
+from made import machine, made
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -110,14 +110,6 @@ def start_worker(policy: str) -> ProcessPoolExecutor:
     return worker
 
 
-def machine() -> dict[str, str | int]:
-    """Describe this machine: cores that this process may use, the processor's name, PyTorch's version."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
-    return {"cores": cores, "cpu": names[0] if names else platform.machine(), "torch": torch.__version__}
-
-
 def main(args: Args) -> dict:
     """Measure, write the results and return them."""
     rows = []
@@ -139,7 +131,7 @@ def main(args: Args) -> dict:
                     row["beside"].append(workers[row["wait_policy"]].submit(*job).result())
                 speeds = f"{row['alone'][-1]:.1f} steps/s alone, {row['beside'][-1]:.1f} beside a busy process"
                 print(f"{row['env_id']}, {row['threads']} threads {row['wait_policy']}: {speeds}", flush=True)
-    result = {"machine": machine(), "rounds": args.rounds, "seconds": args.seconds, "rows": rows}
+    result = {"made": made(), "machine": machine(), "rounds": args.rounds, "seconds": args.seconds, "rows": rows}
     with common.write_file(args.output) as file:
         file.write((json.dumps(result, indent=2) + "\n").encode())
     return result

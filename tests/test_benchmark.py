@@ -596,14 +596,63 @@ def test_plots_are_drawn_of_what_there_is(monkeypatch, tmp_path, capsys):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.json").write_text(json.dumps(run))
     plots.main()
-    assert {path.stem for path in tmp_path.glob("*.png")} == {"curves", "examples"}  # of sizes there is one case alone
+    for kind in ("png", "svg"):  # of sizes there is one case alone
+        assert {path.stem for path in tmp_path.glob(f"*.{kind}")} == {"tasks", "curves", "examples"}
+    drawn = [(tmp_path / f"{name}.svg").read_bytes() for name in ("tasks", "curves")]
+    plots.main()  # the same results give the same bytes
+    assert drawn == [(tmp_path / f"{name}.svg").read_bytes() for name in ("tasks", "curves")]
     figure, axes = plots.plt.subplots(1, 2)
     assert plots.against("examples", dict(zip(plots.LABELS, axes)), "x")
     (laeo_line, oril_line), last = axes[0].lines, axes[1].lines[0]
     assert laeo_line.get_xydata().tolist() == [[1, 0.5], [200, 0.5]] and oril_line.get_xydata().tolist() == [[1, 0.5]]
     assert last.get_ydata().tolist() == [0, 0]
-    assert plots.curves(dict(zip(plots.LABELS, axes))) and len(axes[0].lines) == 2 + 2
     plots.plt.close(figure)
+
+
+def test_curves_are_the_mean_over_seeds_and_a_band_from_the_worst_to_the_best(monkeypatch, tmp_path):
+    import plots
+
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    (tmp_path / "state").mkdir()
+    for seed, rates in enumerate([(0.1, 0.3), (0.2, 0.9), (0.6, 0.6)]):
+        points = [{"step": step, "success_rate": x, "final_success_rate": x / 2} for step, x in zip((0, 100), rates)]
+        points += [{"step": 150, "success_rate": 1.0, "final_success_rate": 1.0}] * (seed == 0)  # which others lack
+        (tmp_path / "state" / f"laeo-FetchPush-{seed}.json").write_text(json.dumps({"curve": points}))
+    figure, axes = plots.plt.subplots(1, 2)
+    assert plots.curves(dict(zip(plots.LABELS, axes)))
+    for ax, part in zip(axes, (1, 0.5)):
+        (line,), (band,) = ax.lines, ax.collections
+        assert line.get_xydata() == pytest.approx(np.array([[0, 0.3 * part], [100, 0.6 * part]]))
+        corners = {(x, round(y, 6)) for x, y in band.get_paths()[0].vertices}
+        assert corners == {(0, 0.1 * part), (0, 0.6 * part), (100, 0.3 * part), (100, 0.9 * part)}
+    plots.plt.close(figure)
+
+
+def test_bars_have_the_rates_and_the_intervals_of_the_tables(monkeypatch, tmp_path):
+    import plots
+
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    runs = {"state/laeo-FetchPush": (1, 0, 1, 1), "hard/bc-FetchPush": (0, 1, 0, 0), "tailo/tailo-FetchPush": (1,) * 4}
+    for name, outcomes in runs.items():
+        (tmp_path / name).parent.mkdir()
+        episodes = {"success": outcomes, "final_success": [0, *outcomes[1:]]}
+        (tmp_path / f"{name}-0.json").write_text(json.dumps({"episodes": episodes}))
+    figure, axes = plots.plt.subplots(2, 1)
+    assert plots.bars(dict(zip(plots.LABELS, axes)))
+    assert [round(bar.get_height(), 6) for bar in axes[0].patches] == [0.75, 0.25, 1.0]  # LAEO, BC, TAILO
+    assert [round(bar.get_x() + bar.get_width() / 2) for bar in axes[0].patches] == [0, 1, 0]  # medium, hard, medium
+    ends = [tuple(segment[:, 1]) for lines in axes[0].collections for segment in lines.get_segments()]
+    expected = [report.rate_interval([np.array(x, float)])[1:] for x in runs.values()]
+    assert ends == [pytest.approx(x) for x in expected]
+    plots.plt.close(figure)
+
+
+def test_every_result_names_commit_date_and_machine():
+    for path in sorted(benchmark.RESULTS.rglob("*.json")):
+        if "history" not in path.parts:
+            made = json.loads(path.read_text())["made"]
+            assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?", made["commit"]), path
+            assert re.fullmatch(r"2\d{3}-\d\d-\d\d", made["date"]) and "cores, " in made["machine"], path
 
 
 class ScriptedEnv:
