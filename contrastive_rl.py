@@ -53,7 +53,7 @@ from episodes import Player, evaluate, first_episodes, make_env, write_behavior
 METHOD = Path(__file__).stem
 TARGET_RATE, MAX_WEIGHT = 0.005, 20.0  # of C-learning: how fast the target network follows, and where its ratio is cut
 Whole, Count, Share = Annotated[int, 0, 2**32 - 1], Annotated[int, 1, 2**32 - 1], Annotated[float, 0, 1]  # bounds
-DEFAULTS = {"learning_rate": (3e-4, 1e-3), "bc_coef": (0.0, 0.5), "entropy_coefficient": (None, 0.0)}  # on-, offline
+DEFAULTS = {"learning_rate": (3e-4, 1e-3), "bc_coef": (0.0, 0.2), "entropy_coefficient": (None, 0.0)}  # on-, offline
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Args:
     allow_version_mismatch: bool = False  # use a dataset although another version of the simulator made it
     critic_loss: Literal["nce", "cpc", "c_learning", "nce_c_learning"] = "nce"  # the critic's objective
     gcbc: bool = False  # goal-conditioned behavioural cloning instead: no critic, actions are cloned for their futures
-    bc_coef: Annotated[float | None, 0, 1] = None  # weight of this cloning beside the critic; online 0, offline 0.5
+    bc_coef: Annotated[float | None, 0, 1] = None  # weight of this cloning beside the critic; online 0, offline 0.2
     train_steps: Count = 80_000  # online: environment steps of the agent, with one gradient step for two of them
     gradient_steps: Count = 20_000  # offline: of critic and policy
     seed_episodes: Annotated[int | None, 0, 2**31] = None  # online: scripted ones at the start; 400, not a task 0

@@ -385,6 +385,20 @@ def contrastive_rl_table() -> str:
     return table(f"{INTERVALS} {MINUTES}", f"setting | critic's loss | {MEASURED}", rows)
 
 
+def contrastive_rl_search_table() -> str:
+    """Return the table of the weights of cloning that contrastive RL was tried with, offline."""
+    rows = []
+    for runs in by_setting("contrastive_rl_search").values():
+        args = runs[0]["args"]
+        cells = [rate(runs, kind) for kind in KINDS]
+        rows.append([CRITIC_LOSSES[args["critic_loss"]], f"{args['bc_coef']:g}", *cells, f"{args['seed']}"])
+    caption = (
+        f"Offline on FetchPush, 100 episodes. {INTERVALS} Of one seed they speak of other starts alone, and not of "
+        "other seeds."
+    )
+    return table(caption, "critic's loss | weight of cloning | any step | last step | seed", rows)
+
+
 def threads_table() -> str:
     """Return what benchmark/threads.py measured."""
     path, rows, caption = RESULTS / "threads.json", [], "Not measured yet: `python benchmark/threads.py`."
@@ -532,7 +546,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "differences": lambda: differences_table(DIFFERENCES["differences"]),
     "image_differences": lambda: differences_table(DIFFERENCES["image_differences"]),
     "tasks": tasks_table, "data": data_table, "behavior": behavior_table, "threads": threads_table,
-    "contrastive_rl": contrastive_rl_table,
+    "contrastive_rl": contrastive_rl_table, "contrastive_rl_search": contrastive_rl_search_table,
     "image_step": image_step_table, "ratio": ratio_table, "camera": camera_table,
     "tailo": tailo_table, "tailo_search": tailo_search_table, "made": made_table,
 }  # fmt: skip

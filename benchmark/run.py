@@ -72,6 +72,11 @@ CONTRASTIVE_RL = {  # goals drawn for each episode and no scripted ones; then of
     "offline-nce_c_learning": f"{OFFLINE} --critic-loss nce_c_learning",
     "offline-gcbc": f"{OFFLINE} --gcbc",
 }
+CONTRASTIVE_RL_SEARCH = {  # of offline-LOSS, on the first search seed; the default is one of these
+    f"{loss}-bc{bc_coef}": f"{OFFLINE} --critic-loss {loss} --bc-coef {bc_coef}"
+    for loss in ("nce", "cpc", "c_learning", "nce_c_learning")
+    for bc_coef in (0.5, 0.2)
+}
 SEARCH_COMMIT = "618187c"
 SEARCH_SEEDS = (100, 101, 102)  # in no table; the evaluation starts of a seed are the same for every setting
 SEARCH_FLAGS = "--env-id FetchPush --eval-episodes 300 --eval-interval 0"
@@ -194,6 +199,8 @@ def experiments() -> dict[str, dict[str, list[str]]]:
     tried = json.loads((Path(__file__).parent / "search.json").read_text()).items()
     search = seeded({name: f"search/{setting['command']} {SEARCH_FLAGS}" for name, setting in tried}, SEARCH_SEEDS)
     contrastive_rl = seeded({name: f"contrastive_rl.py {given}" for name, given in CONTRASTIVE_RL.items()})
+    given = {name: f"contrastive_rl.py {flags}" for name, flags in CONTRASTIVE_RL_SEARCH.items()}
+    contrastive_rl_search = seeded(given, SEARCH_SEEDS[:1])
     cvl = seeded({name: f"{command} --env-id FetchPush" for name, command in CVL.items()})
     goals = seeded({name: f"benchmark/run.py --goal {name} --env-id FetchPush" for name in ("cvl", "bc")})
     random = {task: f"benchmark/run.py --random --env-id {task}" for task in STATE_TASKS}
@@ -225,7 +232,8 @@ def experiments() -> dict[str, dict[str, list[str]]]:
                 gpu[f"{method}-{task}-{n}"] = command
     runs = {"data": data, "state": state, "hard": hard, "examples": examples, "sizes": sizes, "settings": settings}
     runs |= {"bandwidth": bandwidth, "search": search, "random": random, "behavior": behavior}
-    runs |= {"tailo": tailo, "tailo_search": tailo_search, "contrastive_rl": contrastive_rl, "cvl": cvl, "goals": goals}
+    runs |= {"tailo": tailo, "tailo_search": tailo_search, "contrastive_rl": contrastive_rl}
+    runs |= {"contrastive_rl_search": contrastive_rl_search, "cvl": cvl, "goals": goals}
     runs |= {"images": images, "image_examples": image_examples, "image_sizes": image_sizes, "gpu": gpu}
     return {name: {run: command.split() for run, command in commands.items()} for name, commands in runs.items()}
 
