@@ -47,13 +47,13 @@ def free_ports(number):
         return [str(one.getsockname()[1]) for one in sockets]
 
 
-def processes_of(directory):
-    """Return the processes of the cluster, which all inherited this environment, even if their parents are gone."""
-    found = []
-    for process in psutil.process_iter():
+def living(processes):
+    """Return those that are there and have not ended."""
+    found = set()
+    for pid in set(processes) & set(psutil.pids()):
         with contextlib.suppress(psutil.Error):
-            if process.environ().get("TMPDIR") == directory and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.add(pid)
     return found
 
 
@@ -84,13 +84,22 @@ class Cluster:
         log = open(Path(self.directory, "start.log"), "a")
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
+    def processes(self):
+        """Return all of both nodes, which are in the nodes' sessions even if their parents are gone."""
+        found = set()
+        for pid in living(psutil.pids()):
+            with contextlib.suppress(OSError):
+                if os.getsid(pid) in (self.head.pid, self.second.pid):
+                    found.add(pid)
+        return found
+
     def close(self):
-        for process in processes_of(self.directory):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
         for process in (self.head, self.second):
             process.wait()
-        wait_until(lambda: not processes_of(self.directory))
+        wait_until(lambda: not self.processes())
         shutil.rmtree(self.directory)
 
 
@@ -113,7 +122,8 @@ def project(tmp_path):
 def launch(address, project, commands, root=None):
     """Start `benchmark/run.py x --ray ADDRESS` with these commands as experiment x."""
     code = f"import run; run.RESULTS = run.Path({str(project / 'results')!r})"
-    code += f"; run.ROOT = run.Path({str(root or project)!r}); run.experiments = lambda: {{'x': {commands!r}}}\nwith run.common.user_errors(): run.main()"
+    code += f"; run.ROOT = run.Path({str(root or project)!r}); run.experiments = lambda: {{'x': {commands!r}}}\n"
+    code += "with run.common.user_errors(): run.main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, "x", *(["--ray", address] if address else [])], cwd=ROOT / "benchmark",
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
@@ -163,7 +173,7 @@ def test_a_killed_worker_is_replaced_and_leaves_nothing(cluster, project):
     second = tries(killed, 2)
     assert len(second) == 2 and results(project)["killed"] == {"process": second[1], "threads": "1"}
     assert set(results(project)) == {"killed", "other"} and len(tries(other)) == 1
-    assert not {first, *second} & set(psutil.pids())
+    wait_until(lambda: not living([first, *second]), 20)
 
 
 def test_ctrl_c_ends_the_tasks(cluster, project):
@@ -175,7 +185,7 @@ def test_ctrl_c_ends_the_tasks(cluster, project):
     _, messages = process.communicate(timeout=120)
     assert process.returncode == 1
     assert messages.splitlines()[-1] == "error: interrupted; what is done stays done." and "Traceback" not in messages
-    wait_until(lambda: not pids & set(psutil.pids()), 20)
+    wait_until(lambda: not living(pids), 20)
     time.sleep(2)
     assert sum(project.joinpath(name).exists() for name in "abc") == 2 and not results(project)  # the third never ran
 
@@ -192,7 +202,7 @@ def test_a_killed_node_and_then_a_killed_head(cluster, project):
     raylet.kill()
     lost = on_second.pop()
     other = next(pid for pid in first if pid != lost)
-    wait_until(lambda: lost not in psutil.pids(), 60)
+    wait_until(lambda: not living([lost]), 60)
     os.kill(other, signal.SIGKILL)  # makes room on the first node, where now both wait for their second try
     wait_until(lambda: any(len(path.read_text().split()) == 2 for path in paths.values()))
     for server in psutil.Process(cluster.head.pid).children(recursive=True):
@@ -204,7 +214,7 @@ def test_a_killed_node_and_then_a_killed_head(cluster, project):
     assert last.startswith("error: the Ray cluster cannot be reached at 127.0.0.1:") and "Traceback" not in messages
     assert last.endswith("what is done stays done.") and set(results(project)) == {"done"}
     pids = {pid for path in paths.values() for pid in tries(path)}
-    wait_until(lambda: not pids & set(psutil.pids()), 30)
+    wait_until(lambda: not living(pids), 30)
 
 
 def test_a_cluster_that_is_not_there_and_an_address_of_another_kind(project):
