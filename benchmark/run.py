@@ -3,6 +3,7 @@
     python benchmark/run.py --list                  # the commands, and which of them are done
     python benchmark/run.py data                    # make the datasets; the other experiments read them
     python benchmark/run.py state random --jobs 2   # run what is missing, two runs at a time
+    python benchmark/run.py state --ray auto        # the same on a Ray cluster of which this machine is a node
     python benchmark/run.py state --redo            # run all of them again
     python benchmark/report.py --write              # put the tables into README.md and docs/*.md
 
@@ -10,7 +11,13 @@ Each run's result.json, with the outcome of every single episode and the evaluat
 benchmark/results/EXPERIMENT/NAME.json; of a dataset it is the metadata.json. A run that fails is reported at the end,
 with a non-zero exit; what is done stays done, so that the same command goes on (with --redo it begins again). Ctrl-C
 ends the runs too, and waits for them. A dataset that is not in datasets/ is not done, although its metadata may be
-among the results. Every run has one thread.
+among the results. Every run has one thread. What a run prints goes to a file, which is named if the run fails.
+
+With --ray every run is a Ray task with one CPU (and one GPU if its command has `--device cuda`), and runs in the
+worker process itself, so that nothing is left of it when the worker is killed; Ray then runs it again, up to three
+times. All nodes need this repository, its datasets and the same Python packages at the same paths, as on a shared file
+system. Results return to the process that was started here, which writes them, so that they are the same as without
+Ray. If the cluster is lost, the program ends; what is done stays done.
 
 The experiment `search` tries settings on seeds that are in no table. It runs the scripts of the commit SEARCH_COMMIT
 with benchmark/search.patch, which adds those settings that did not stay.
@@ -29,6 +36,7 @@ from pathlib import Path
 
 import numpy as np
 from made import made
+from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -349,23 +357,37 @@ def search_directory() -> Path:
     return directory
 
 
-def start(target: Path, command: list[str], run_dir: Path) -> subprocess.Popen:
-    """Start a run that writes to `run_dir`, its messages to a file of that name and `.log`."""
-    output, directory = ["--run-dir", str(run_dir)], ROOT
+def prepare(target: Path, command: list[str]) -> tuple[list[str], Path]:
+    """Return what is given to python for a run, but for its `--run-dir`, and the directory to run it in."""
     if command[0] == "collect_data.py":
-        output = ["--output", str(dataset(target.stem).relative_to(ROOT))]
-    print("python", *command, flush=True)
+        return [*command, "--output", str(dataset(target.stem).relative_to(ROOT))], ROOT
     if command[0].startswith("search/"):
-        output += ["--dataset", str(needed(command))]
-        command, directory = [command[0].removeprefix("search/"), *command[1:]], search_directory()
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        own = [command[0].removeprefix("search/"), *command[1:], "--dataset", str(needed(command))]
+        return own, search_directory()
+    return command, ROOT
+
+
+def start(command: list[str], directory: Path, run_dir: Path) -> subprocess.Popen:
+    """Start a run that writes to `run_dir`, and what it prints to a file of that name and `.log`."""
+    output = [] if command[0] == "collect_data.py" else ["--run-dir", str(run_dir)]
     with open(run_dir.with_suffix(".log"), "w") as log:
-        return subprocess.Popen([sys.executable, *command, *output], cwd=directory, env=environment, stderr=log)
+        streams = {"stdout": log, "stderr": subprocess.STDOUT, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+        return subprocess.Popen([sys.executable, *command, *output], cwd=directory, **streams)
 
 
-def run_all(todo: list[tuple[Path, list[str]]], jobs: int) -> list[tuple[list[str], Path]]:
-    """Run commands, `jobs` at a time, and archive their results; return those that failed, with their messages."""
+def run_all(todo: list[tuple[Path, list[str]]], jobs: int, ray: str | None = None) -> list[tuple[list[str], Path]]:
+    """Run commands, `jobs` at a time, and archive their results; return those that failed, with their messages.
+
+    `ray` is the address of a Ray cluster to run them on. Raises UserError if it is lost.
+    """
+    if ray:
+        try:
+            from on_ray import Cluster, Task
+        except ImportError:
+            raise common.UserError("--ray needs Ray; install it with: pip install ray") from None
+        cluster = Cluster(ray)
     todo, running, failed = list(todo), [], []
+    progress = tqdm(total=len(todo), unit="run", smoothing=0, disable=None)  # nothing without a terminal
     try:
         while todo or running:
             # A dataset is made with all cores, and the next run may need it: nothing starts beside it.
@@ -374,10 +396,15 @@ def run_all(todo: list[tuple[Path, list[str]]], jobs: int) -> list[tuple[list[st
                     break
                 target, command = todo.pop(0)
                 run_dir = Path(tempfile.mkdtemp(prefix="benchmark-")) / target.stem
-                running.append((start(target, command, run_dir), target, command, run_dir))
+                progress.write(" ".join(["python", *command]))
+                sys.stdout.flush()
+                run = (Task if ray else start)(*prepare(target, command), run_dir)
+                running.append((run, target, command, run_dir))
             ended = [run for run in running if run[0].poll() is not None]
             if not ended:
                 time.sleep(0.1)
+                if ray:
+                    cluster.check()
             for process, target, command, run_dir in ended:
                 running.remove((process, target, command, run_dir))
                 if process.returncode == 0:
@@ -385,11 +412,23 @@ def run_all(todo: list[tuple[Path, list[str]]], jobs: int) -> list[tuple[list[st
                     archive(dataset(target.stem) / "metadata.json" if is_data else run_dir / "result.json", target)
                 else:
                     failed.append((command, run_dir.with_suffix(".log")))
+                progress.update()
+            state = f"{len(running)} {'at Ray' if ray else 'running'}, {len(failed)} failed"
+            progress.set_postfix_str(state)
+            if ended and progress.disable:
+                print(
+                    f"{progress.total - len(todo) - len(running)} of {progress.total} runs ended, {state}", flush=True
+                )
     except KeyboardInterrupt:  # which reaches the other processes too; they need a moment to leave nothing behind
+        progress.close()
         print("\ninterrupted: waiting for the runs to end", file=sys.stderr)
-        for process, *_ in running:
+        for process, *_ in () if ray else running:
             process.wait()
         raise
+    finally:
+        progress.close()
+        if ray:
+            cluster.stop([run[0] for run in running])
     return failed
 
 
@@ -399,7 +438,8 @@ def main() -> None:
     parser.add_argument("experiments", nargs="*", help=f"which to run: {names}; all but gpu if none is named")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     parser.add_argument("--redo", action="store_true", help="run also those that have a result, and replace it")
-    parser.add_argument("--jobs", type=int, default=1, help="how many runs at a time")
+    parser.add_argument("--jobs", type=int, help="how many runs at a time: by default one, with --ray all")
+    parser.add_argument("--ray", metavar="ADDRESS", help="run on this Ray cluster, HOST:PORT or auto; see above")
     parser.add_argument("--only", default="", help="run only those whose name contains this")
     parser.add_argument("--random", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--behavior", action="store_true", help=argparse.SUPPRESS)
@@ -416,7 +456,7 @@ def main() -> None:
         return reach_goal(args.goal, args.env_id, args.seed, args.run_dir)
     if unknown := set(args.experiments) - set(experiments()):
         sys.exit(f"error: there is no experiment {sorted(unknown)[0]}; choose from {names}.")
-    if args.jobs < 1:
+    if args.jobs is not None and args.jobs < 1:
         sys.exit(f"error: --jobs is {args.jobs}; it must be 1 or more.")
     todo = []
     for experiment in args.experiments or [name for name in experiments() if name != "gpu"]:
@@ -435,8 +475,10 @@ def main() -> None:
         if missing and missing not in made and not missing.exists():
             where = missing.relative_to(ROOT) if missing.is_relative_to(ROOT) else missing
             sys.exit(f"error: there is no {where}; make it with: python benchmark/run.py data")
+    if args.ray and any(command[0].startswith("search/") for _, command in todo):
+        sys.exit("error: the experiment search runs an earlier commit, which the cluster lacks; run it without --ray.")
     try:
-        failed = run_all(todo, args.jobs)
+        failed = run_all(todo, args.jobs or (len(todo) if args.ray else 1), args.ray)
     except KeyboardInterrupt:
         sys.exit("error: interrupted; what is done stays done.")
     for command, log in failed:

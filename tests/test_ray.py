@@ -1,0 +1,229 @@
+"""benchmark/run.py --ray on a cluster of two nodes on this machine: results, failures, and what is killed."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytest.importorskip("ray")
+ROOT = Path(__file__).parent.parent
+
+# Notes its process in a file; runs for ever until that has been so for as many times as the command says.
+SCRIPT = """
+import json, os, pathlib, sys, time
+tries, place = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[-1])
+with open(tries, "a") as file:
+    file.write(f"{os.getpid()}\\n")
+if len(tries.read_text().split()) <= int(sys.argv[2]):
+    time.sleep(600)
+place.mkdir(parents=True)
+(place / "result.json").write_text(json.dumps({"process": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"]}))
+"""
+
+
+def wait_until(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.1)
+    return value
+
+
+def free_ports(number):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [str(one.getsockname()[1]) for one in sockets]
+
+
+def living(processes):
+    """Return those that are there and have not ended."""
+    found = set()
+    for pid in set(processes) & set(psutil.pids()):
+        with contextlib.suppress(psutil.Error):
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.add(pid)
+    return found
+
+
+class Cluster:
+    """A head and a second node with one CPU each, in a directory of their own, without dashboard and statistics."""
+
+    def __init__(self):
+        self.directory = tempfile.mkdtemp(prefix="ray-")  # a short path, since it has sockets
+        self.address = f"127.0.0.1:{free_ports(1)[0]}"
+        self.head = self.start("--head", f"--port={self.address.split(':')[1]}", f"--temp-dir={self.directory}")
+        wait_until(lambda: self.listens() or self.head.poll() is not None)
+        self.second = self.start(f"--address={self.address}")
+
+    def listens(self):
+        with contextlib.suppress(OSError):
+            socket.create_connection(tuple(self.address.split(":"))).close()
+            return True
+
+    def start(self, *flags):
+        # Without ports for them a node waits for its agents, and on a slow machine gives up.
+        names = "dashboard-agent-grpc", "dashboard-agent-listen", "metrics-export", "runtime-env-agent"
+        ports = [f"--{name}-port={port}" for name, port in zip(names, free_ports(4))]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *flags, *ports]
+        command += ["--num-cpus=1", "--object-store-memory=100000000", "--node-ip-address=127.0.0.1"]
+        command += ["--include-dashboard=false", "--include-log-monitor=false", "--disable-usage-stats"]
+        environment = os.environ | {"TMPDIR": self.directory, "RAY_USAGE_STATS_ENABLED": "0"}
+        environment.pop("RAY_ADDRESS", None)
+        log = open(Path(self.directory, "start.log"), "a")
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def processes(self):
+        """Return all of both nodes, which are in the nodes' sessions even if their parents are gone."""
+        found = set()
+        for pid in living(psutil.pids()):
+            with contextlib.suppress(OSError):
+                if os.getsid(pid) in (self.head.pid, self.second.pid):
+                    found.add(pid)
+        return found
+
+    def close(self):
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        for process in (self.head, self.second):
+            process.wait()
+        wait_until(lambda: not self.processes())
+        shutil.rmtree(self.directory)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    cluster = Cluster()
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A directory with the script, where the runs' results go too."""
+    (tmp_path / "method.py").write_text(SCRIPT)
+    return tmp_path
+
+
+def launch(address, project, commands, root=None):
+    """Start `benchmark/run.py x --ray ADDRESS` with these commands as experiment x."""
+    code = f"import run; run.RESULTS = run.Path({str(project / 'results')!r})"
+    code += f"; run.ROOT = run.Path({str(root or project)!r}); run.experiments = lambda: {{'x': {commands!r}}}\n"
+    code += "with run.common.user_errors(): run.main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "x", *(["--ray", address] if address else [])], cwd=ROOT / "benchmark",
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+
+
+def results(project):
+    return {path.stem: json.loads(path.read_text()) for path in (project / "results" / "x").glob("*.json")}
+
+
+def tries(path, number=1):
+    """Wait until a run has started so many times; return the processes."""
+    return wait_until(
+        lambda: path.exists() and len(found := [int(x) for x in path.read_text().split()]) >= number and found
+    )
+
+
+def test_results_are_those_without_ray_and_a_failed_command_is_reported(cluster, tmp_path, reach_dataset):
+    """To the last bit; what is done is not run again."""
+    flags = f"--gradient-steps 4 --eval-interval 2 --eval-episodes 2 --width 16 --dataset {reach_dataset}".split()
+    commands = {"bad": ["bc.py", "--env-id", "Nope"], "good": ["bc.py", *flags]}
+    found = {}
+    for name, address in (("ray", cluster.address), ("local", None)):
+        process = launch(address, tmp_path / name, commands, ROOT)
+        output, messages = process.communicate(timeout=300)
+        assert process.returncode == 1, messages
+        assert "python bc.py --env-id Nope\n" in output
+        assert ("2 of 2 runs ended, 0 at Ray, 1 failed" in output) == (name == "ray")
+        failure = messages.splitlines()[-1]
+        assert failure.startswith("failed: python bc.py --env-id Nope (its messages: ")
+        log = Path(failure.split("messages: ")[1].removesuffix(")")).read_text()
+        assert log.startswith("error: there is no environment 'Nope'") and "Traceback" not in log
+        assert list(results(tmp_path / name)) == ["good"]
+        found[name] = results(tmp_path / name)["good"]
+        del found[name]["seconds"]
+    assert found["ray"] == found["local"] and len(found["ray"]["curve"]) >= 2
+
+
+def test_a_killed_worker_is_replaced_and_leaves_nothing(cluster, project):
+    killed, other = project / "killed", project / "other"
+    commands = {"killed": ["method.py", str(killed), "1"], "other": ["method.py", str(other), "0"]}
+    process = launch(cluster.address, project, commands)
+    first = tries(killed)[0]
+    os.kill(first, signal.SIGKILL)
+    assert process.wait(300) == 0, process.communicate()
+    second = tries(killed, 2)
+    assert len(second) == 2 and results(project)["killed"] == {"process": second[1], "threads": "1"}
+    assert set(results(project)) == {"killed", "other"} and len(tries(other)) == 1
+    wait_until(lambda: not living([first, *second]), 20)
+
+
+def test_ctrl_c_ends_the_tasks(cluster, project):
+    commands = {name: ["method.py", str(project / name), "1"] for name in ("a", "b", "c")}
+    process = launch(cluster.address, project, commands)
+    running = wait_until(lambda: len(found := [x for x in map(project.joinpath, "abc") if x.exists()]) == 2 and found)
+    pids = {tries(path)[0] for path in running}
+    process.send_signal(signal.SIGINT)
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert messages.splitlines()[-1] == "error: interrupted; what is done stays done." and "Traceback" not in messages
+    wait_until(lambda: not living(pids), 20)
+    time.sleep(2)
+    assert sum(project.joinpath(name).exists() for name in "abc") == 2 and not results(project)  # the third never ran
+
+
+def test_a_killed_node_and_then_a_killed_head(cluster, project):
+    """The last test of the cluster, since it ends it."""
+    paths = {name: project / name for name in ("a", "b", "done")}
+    commands = {name: ["method.py", str(path), {"a": "2", "b": "2", "done": "0"}[name]] for name, path in paths.items()}
+    process = launch(cluster.address, project, {"done": commands["done"], "a": commands["a"], "b": commands["b"]})
+    first = {tries(paths[name])[0]: name for name in "ab"}
+    raylet = next(p for p in psutil.Process(cluster.second.pid).children(recursive=True) if p.name() == "raylet")
+    on_second = {p.pid for p in raylet.children(recursive=True)} & set(first)
+    assert len(on_second) == 1
+    raylet.kill()
+    lost = on_second.pop()
+    other = next(pid for pid in first if pid != lost)
+    wait_until(lambda: not living([lost]), 60)
+    os.kill(other, signal.SIGKILL)  # makes room on the first node, where now both wait for their second try
+    wait_until(lambda: any(len(path.read_text().split()) == 2 for path in paths.values()))
+    for server in psutil.Process(cluster.head.pid).children(recursive=True):
+        if server.name() == "gcs_server":
+            server.kill()
+    output, messages = process.communicate(timeout=100)
+    assert process.returncode == 1, messages
+    last = messages.splitlines()[-1]
+    assert last.startswith("error: the Ray cluster cannot be reached at 127.0.0.1:") and "Traceback" not in messages
+    assert last.endswith("what is done stays done.") and set(results(project)) == {"done"}
+    pids = {pid for path in paths.values() for pid in tries(path)}
+    wait_until(lambda: not living(pids), 30)
+
+
+def test_a_cluster_that_is_not_there_and_an_address_of_another_kind(project):
+    for address, message in (
+        (f"127.0.0.1:{free_ports(1)[0]}", "error: the Ray cluster cannot be reached at 127.0.0.1:"),
+        ("ray://127.0.0.1:10001", "error: --ray is ray://127.0.0.1:10001; it must be HOST:PORT or auto"),
+        ("nonsense", "error: the Ray cluster cannot be reached at nonsense (ValueError: "),
+    ):
+        process = launch(address, project, {"a": ["method.py", str(project / "a"), "0"]})
+        _, messages = process.communicate(timeout=120)
+        assert process.returncode == 1 and messages.startswith(message) and messages.count("\n") == 1
+        assert not (project / "a").exists()
