@@ -68,7 +68,7 @@ DAY = 86_400
 
 
 class Run:
-    """A script that runs in a forked process, in a session of its own; `before` is called first in it."""
+    """A script that runs in a forked process, in a process group of its own; `before` is called first in it."""
 
     def __init__(self, directory: Path, script: str, *flags: object, before: Callable[[], object] = lambda: None):
         directory.mkdir(exist_ok=True)
@@ -79,7 +79,7 @@ class Run:
         self.process.start()
 
     def main(self, directory: Path, script: str, flags: list[str], before: Callable[[], object]) -> None:
-        os.setsid()
+        os.setpgid(0, 0)
         os.chdir(directory)
         with open(self.log, "wb") as file:
             os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
@@ -90,11 +90,11 @@ class Run:
         runpy.run_path(sys.argv[0], run_name="__main__")
 
     def processes(self) -> list[psutil.Process]:
-        """Return the processes that live in the run's session: itself, its workers, and helpers."""
+        """Return the processes that live in the run's group: itself, its workers, and helpers."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, ProcessLookupError):
-                if os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                if os.getpgid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 
@@ -254,13 +254,14 @@ def stop_training(rng: np.random.Generator, directory: Path, number: int) -> str
     seconds = reference(script)[1]
     run = train(directory, script, home() / "data", run_dir)
     for _ in range(rng.integers(1, 4)):
-        if not run.wait_until(rng.uniform(0, 0.9) * seconds):
-            run.succeeds()
+        alive = run.wait_until(rng.uniform(0.1, 0.9) * seconds)  # SIGTERM needs a handler, which the first line sets
+        if alive:
+            os.kill(run.process.pid, number)
+        if run.wait() == 0:  # it had ended already
             break
-        os.kill(run.process.pid, number)
         if number == signal.SIGKILL:
-            assert run.wait() == -number
-        elif not run.wait() == -number:  # it was stopped before its first line, while Python's own handler was set
+            assert run.wait() == -number, run.text()[-2000:]
+        else:
             run.refuses("interrupted")
         stopped += 1
         assert_whole(run_dir, leftovers=number == signal.SIGKILL)
@@ -296,15 +297,13 @@ def collection_seconds() -> float:
 
 def stop_collection(rng: np.random.Generator, directory: Path, number: int, run: Run, output: Path) -> str:
     """Stop a process that collects; the dataset is there whole or not at all, and the next collection cleans up."""
-    moment = rng.uniform(0, 0.95) * collection_seconds()
-    if not run.wait_until(moment, with_workers=True):
-        run.succeeds()
-    else:
+    moment = rng.uniform(0.1, 0.95) * collection_seconds()
+    if run.wait_until(moment, with_workers=True):
         os.kill(run.process.pid, number)
-        if number == signal.SIGKILL:
-            run.wait()
-        elif run.wait() != -number:
-            run.refuses("nothing was written to", "interrupted")
+    if run.wait() != 0 and number == signal.SIGKILL:
+        assert run.wait() == -number, run.text()[-2000:]
+    elif run.wait() != 0:
+        run.refuses("nothing was written to", "interrupted")
     return what_is_there(output, leftovers=number == signal.SIGKILL)
 
 
@@ -492,7 +491,7 @@ def together(rng: np.random.Generator, directory: Path) -> str:
         assert statuses == [0, 1], f"statuses {statuses}: {[run.text()[-1000:] for run in runs]}"
         for run in runs:
             if run.process.exitcode:
-                run.refuses("holds a run; choose another --run-dir")
+                run.refuses("holds a run; choose another --run-dir", "File exists")
         directories = [run_dir]
     else:
         assert statuses == [0, 0], f"statuses {statuses}: {[run.text()[-1000:] for run in runs]}"
