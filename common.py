@@ -24,6 +24,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 import uuid
@@ -47,7 +48,8 @@ class UserError(ValueError):
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a UserError, or Ctrl-C, into one sentence on stderr and exit status 1. A script's last lines use it."""
+    """Turn UserError, Ctrl-C or SIGTERM into one sentence on stderr and exit status 1. A script's last lines use it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.excepthook = lambda _: None  # TensorBoard's: what its thread raises, add_scalar raises here
     try:
         yield
@@ -86,8 +88,7 @@ def first_line(error: BaseException) -> str:
 
 def versions(*packages: str) -> dict[str, str]:
     """Return the version of each of these packages that is installed."""
-    found = [package for package in packages if importlib.util.find_spec(package.replace("-", "_"))]
-    return {package: importlib.metadata.version(package) for package in found}
+    return {x: importlib.metadata.version(x) for x in packages if importlib.util.find_spec(x.replace("-", "_"))}
 
 
 def is_observation(shape: tuple[int, ...]) -> bool:
@@ -197,9 +198,8 @@ def sha256(path: Path) -> str:
 def write_metadata(directory: Path, content: dict[str, Any]) -> None:
     """Write the `metadata.json` of a dataset, with versions and the checksum of every array in the directory."""
     checksums = {file.stem: sha256(file) for file in sorted(directory.glob("*.npy"))}
-    packages = versions("numpy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")
-    content = json.dumps({**content, "versions": packages, "sha256": checksums}, indent=2)
-    (directory / "metadata.json").write_text(content + "\n")
+    content = content | {"versions": versions("numpy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")}
+    (directory / "metadata.json").write_text(json.dumps(content | {"sha256": checksums}, indent=2) + "\n")
 
 
 def _array(name: str, values: Any) -> np.ndarray:
@@ -328,6 +328,8 @@ def load_dataset(path: Path, env_id: str | None, verify: bool = False, allow_ver
     optional = {"success_examples": "<f4 |u1", "terminals": "|b1"}
     types |= {name: kind for name, kind in optional.items() if (path / f"{name}.npy").exists()}
     arrays = {name: load_array(path / f"{name}.npy", kind) for name, kind in types.items()}
+    if str(read_metadata(path)) != str(metadata):  # some arrays may be the old ones; as text, NaN equals NaN
+        raise UserError(f"{path} was replaced while it was read; start again.")
     for name in (*arrays, *(x for x in ("rewards", "successes") if (path / f"{x}.npy").exists())) if verify else ():
         checksum = metadata["sha256"].get(name, "no checksum")
         if checksum != (found := sha256(path / f"{name}.npy")):

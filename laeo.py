@@ -416,7 +416,7 @@ def train(args: Args) -> dict[str, Any]:
         if path.exists() and not checkpoint:
             raise common.UserError(f"{args.run_dir} holds a run; choose another --run-dir, or --resume that one.")
         tracking = start_tracking(args, plain, checkpoint.get("track")) if args.track else nullcontext()
-        with open(path, "ab") as file:  # what came after the checkpoint is written again
+        with open(path, "ab" if checkpoint else "xb") as file:  # what came after the checkpoint is written again
             file.truncate(min(checkpoint.get("log_size", 0), file.tell()))
         writer = SummaryWriter(args.run_dir, purge_step=first_step + 1)
     if args.policy_objective == "weighted":  # on resuming the same is learned again

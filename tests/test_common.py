@@ -549,6 +549,13 @@ def test_user_errors_ends_a_script_with_status_1():
     assert result.stderr.startswith("error: there is no environment 'FetchPsh'") and result.stderr.count("\n") == 1
 
 
+def test_sigterm_ends_a_script_with_one_sentence_and_status_1():
+    code = "import os, signal, time, common\nwith common.user_errors():\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+    result = run_python(code + "    time.sleep(60)")
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.startswith("error: interrupted; ") and result.stderr.count("\n") == 1
+
+
 def test_first_line_is_the_kind_and_the_first_sentence():
     assert common.first_line(KeyError("a")) == "KeyError: 'a'"
     assert common.first_line(ValueError("one. Two.\nthree")) == "ValueError: one"
@@ -1150,6 +1157,25 @@ def test_an_array_of_objects_is_refused_and_runs_no_code(tmp_path):
     assert not touched.exists()
     np.load(path / "observations.npy", allow_pickle=True)
     assert touched.exists()  # the trap is a real one
+
+
+def test_a_dataset_that_is_replaced_while_it_is_loaded_is_refused(tmp_path, monkeypatch):
+    """Else the arrays could be of two datasets."""
+    original = common.load_array
+
+    def load_and_replace(path: Path, types: str) -> np.ndarray:
+        array = original(path, types)
+        if path.name == "observations.npy":
+            shutil.rmtree(tmp_path / "data")
+            common.save_dataset(tmp_path / "data", *some_episodes())
+        return array
+
+    observations, actions, examples = some_episodes()
+    common.save_dataset(tmp_path / "data", observations, actions, examples + 1)
+    load(tmp_path / "data", None)
+    monkeypatch.setattr(common, "load_array", load_and_replace)
+    assert "was replaced while it was read" in refusal(load, tmp_path / "data", None)
+    load(tmp_path / "data", None)  # the same dataset again is no other one
 
 
 @pytest.mark.parametrize("episodes", [0, 1])

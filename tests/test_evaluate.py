@@ -12,6 +12,7 @@ import gymnasium as gym
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+import torch
 
 import bc
 import common
@@ -314,6 +315,17 @@ def test_a_policy_that_is_cut_off_is_a_sentence(run, tmp_path):
     assert f"{tmp_path / 'nowhere'} is not a finished run" in refusal(tmp_path / "nowhere")
 
 
+def test_a_policy_with_one_wrong_bit_is_a_sentence(run, tmp_path):
+    """PyTorch reads it without a word: a weight is another one."""
+    content = bytearray((run / "policy.pt2").read_bytes())
+    weight = next(iter(torch.export.load(run / "policy.pt2").state_dict.values())).numpy().tobytes()
+    assert content.count(weight) == 1
+    content[content.index(weight)] ^= 1
+    copy = damage(run, tmp_path / "copy", "policy.pt2", bytes(content))
+    torch.export.load(copy / "policy.pt2")
+    assert f"{copy} is not a finished run (ValueError: a checksum in policy.pt2 is wrong)." == refusal(copy)
+
+
 @pytest.mark.parametrize("plugin", [True, False])
 @pytest.mark.parametrize("name", ["film", "film.txt", "film.mp4.old"])
 def test_a_film_with_another_suffix_is_refused_before_anything_is_played(name, plugin, run, tmp_path, monkeypatch):
@@ -349,9 +361,12 @@ def test_an_environment_of_other_observations_is_a_sentence(run):
     assert "(3,)" in message and "(2,)" in message
 
 
-@pytest.mark.parametrize("arguments", [["nowhere"], ["RUN", "--video", "film.txt"]])
+@pytest.mark.parametrize("arguments", [["nowhere"], ["RUN", "--video", "film.txt"], ["OTHER"]])
 def test_a_fault_is_one_sentence_and_status_1(arguments, run, dots, tmp_path):
-    arguments = [str(run) if argument == "RUN" else argument for argument in arguments]
+    """OTHER has another file of PyTorch's in place of the policy; of that torch.export logs a traceback."""
+    torch.save([], tmp_path / "other")
+    other = damage(run, tmp_path / "copy", "policy.pt2", (tmp_path / "other").read_bytes())
+    arguments = [{"RUN": str(run), "OTHER": str(other)}.get(argument, argument) for argument in arguments]
     command = [sys.executable, str(ROOT / "evaluate.py"), *arguments]
     environment = os.environ | {"PYTHONPATH": str(dots)}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

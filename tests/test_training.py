@@ -768,6 +768,17 @@ class Still(torch.nn.Module):
         return torch.zeros(1, 2)
 
 
+def test_of_two_runs_that_start_together_in_one_directory_one_is_refused(script, tmp_path, monkeypatch):
+    """The other one has made metrics.jsonl after this one has looked for it."""
+    args = small_args(script, save_points(tmp_path / "data"), tmp_path / "run", env_id="points")
+    args.run_dir.mkdir()
+    (args.run_dir / "metrics.jsonl").write_text("theirs")
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: path.name != "metrics.jsonl" and exists(path))
+    refuse(script, args, "cannot write .*run: File exists")
+    assert {path.name: path.read_text() for path in args.run_dir.iterdir()} == {"metrics.jsonl": "theirs"}
+
+
 def test_evaluation_is_the_same_every_time_and_its_starts_are_its_own():
     policy = torch.nn.Linear(6, 4)
     with torch.no_grad():
