@@ -408,6 +408,7 @@ def test_setting_that_keeps_a_library_from_working_is_named(libraries, settings,
 def test_tests_are_skipped_without_gl_and_fail_in_ci(monkeypatch):
     monkeypatch.setattr(gl, "why_not", functools.cache(gl.why_not.__wrapped__))
     monkeypatch.setenv("PYOPENGL_PLATFORM", "foo")
+    monkeypatch.setattr(sys, "platform", "linux")
     for names, package in (
         (("osmesa",), "apt install libosmesa6 "),
         ((), r"apt install libegl1 libgl1 \(or libosmesa6\) "),
@@ -418,6 +419,9 @@ def test_tests_are_skipped_without_gl_and_fail_in_ci(monkeypatch):
         monkeypatch.setenv("CI", "true")
         with pytest.raises(pytest.fail.Exception, match=package):
             gl.require_gl(*names)
+    monkeypatch.setattr(sys, "platform", "darwin")  # which has neither library
+    with pytest.raises(pytest.skip.Exception):
+        gl.require_gl("osmesa")
 
 
 # ------------------------------------------------------------------------------------------------------------ datasets
