@@ -192,7 +192,7 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
 
 def sha256(path: Path) -> str:
     """Return the checksum of a file as hexadecimal digits."""
-    return hashlib.sha256(np.memmap(path, np.uint8, "r")).hexdigest()
+    return hashlib.sha256(np.memmap(path, np.uint8, "r") if path.stat().st_size else b"").hexdigest()
 
 
 def write_metadata(directory: Path, content: dict[str, Any]) -> None:

@@ -576,7 +576,7 @@ def replaced_while_loaded(rng: np.random.Generator, directory: Path) -> str:
             try:
                 dataset = common.load_dataset(directory / "data", None, verify=verify)
                 outcomes["loaded" if dataset.checksum in known else "mixture"] += 1
-            except common.UserError:
+            except (common.UserError, OSError):  # of both of which common.user_errors makes one sentence
                 outcomes["refused"] += 1
         result.put(outcomes)
 

@@ -897,6 +897,12 @@ def test_create_array_allocates_every_block(tmp_path):
     assert not stored[:-1].any() and (stored[-1] == 3.0).all()
 
 
+def test_sha256_of_an_empty_file(tmp_path):
+    """It cannot be mapped into memory, and --verify must find it."""
+    (tmp_path / "empty").touch()
+    assert common.sha256(tmp_path / "empty") == hashlib.sha256(b"").hexdigest()
+
+
 def test_sha256_of_a_file_longer_than_one_block(tmp_path):
     content = os.urandom((1 << 20) + 17)
     (tmp_path / "file").write_bytes(content)
