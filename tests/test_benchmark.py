@@ -1,5 +1,6 @@
 """The benchmark: runs beside each other, no failure swallowed; intervals of known cases; tables; what it measures."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -92,6 +93,47 @@ def test_two_jobs_run_beside_each_other_with_one_thread_each_but_nothing_beside_
     assert launch(monkeypatch, tmp_path / "results", {"a": method}, "--redo") == 0
     assert (tmp_path / "results" / "x" / "a.json").read_text() != before
     assert launch(monkeypatch, tmp_path, {}, "--jobs", "0") == "error: --jobs is 0; it must be 1 or more."
+
+
+def test_a_terminal_has_a_bar_below_the_commands_and_anything_else_has_lines(tmp_path):
+    (tmp_path / "method.py").write_text(SCRIPT + "print('noise')")
+    (tmp_path / "bad.py").write_text("raise SystemExit('error: on purpose')")
+    commands = {"a": ["method.py"], "bad": ["bad.py"], "b": ["method.py", "2"]}
+    code = f"import run; run.ROOT = run.Path({str(tmp_path)!r}); run.RESULTS = run.ROOT / sys.argv.pop()\n"
+    code = f"import sys; {code}run.experiments = lambda: {{'x': {commands!r}}}\nrun.main()"
+    command, at = [sys.executable, "-c", code, "x", "--jobs", "2"], Path(benchmark.__file__).parent
+    lines = ["python method.py", "python bad.py", "python method.py 2"]
+    ours, terminal = os.openpty()
+    with subprocess.Popen([*command, "results"], cwd=at, stdout=terminal, stderr=terminal) as process:
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while part := os.read(ours, 1000):
+                shown += part
+    os.close(ours)
+    # What a terminal shows of each line: carriage returns and what they overwrite with spaces are gone.
+    left = [line.split("\r")[-1] for line in shown.decode().replace("\r\n", "\n").split("\n")]
+    assert process.returncode == 1 and [line for line in left if line.startswith("python")] == lines
+    bars = re.findall(r"(\d)/3 \[[0-9:]+<([0-9:?]+), [^,]+, (\d) running, (\d) failed\]", shown.decode())
+    assert bars[0] == ("0", "?", "2", "0") and ("1", "2", "1") in {(bar[0], *bar[2:]) for bar in bars}
+    assert bars[-1] == ("3", "00:00", "0", "1") and "noise" not in shown.decode()
+    assert left[-2].startswith("failed: python bad.py (its messages: ")
+
+    plain = subprocess.run([*command, "others"], cwd=at, capture_output=True, text=True)
+    assert plain.returncode == 1 and [x for x in plain.stdout.splitlines() if x.startswith("python")] == lines
+    assert plain.stdout.endswith("3 of 3 runs ended, 0 running, 1 failed\n")
+    assert plain.stderr.startswith("failed: python bad.py") and plain.stderr.count("\n") == 1
+    log = Path(re.search(r"messages: (.*)\)", plain.stderr)[1])
+    assert log.read_text() == "error: on purpose\n"
+
+
+def test_ray_is_optional_and_does_not_run_the_search(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "on_ray", raising=False)
+    with pytest.raises(common.UserError, match="^--ray needs Ray; install it with: pip install ray$"):
+        launch(monkeypatch, tmp_path, {"a": ["method.py"]}, "--ray", "auto")
+    message = launch(monkeypatch, tmp_path, {"a": ["search/laeo.py"]}, "--ray", "auto")
+    assert message.startswith("error: the experiment search runs an earlier commit")
 
 
 def test_every_method_has_every_task_and_seed_with_the_same_steps():
