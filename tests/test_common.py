@@ -1823,7 +1823,7 @@ def test_a_collected_dataset_is_loaded_and_labelled(reach_dataset):
 
 
 def test_common_is_tasks_and_files_only():
-    """No flags, no logging, no checkpoints, no batches, no signals, no video: a reader needs none of it."""
+    """No flags, no logging, no checkpoints, no batches, no video: a reader needs none of it."""
     names = set()
     for node in ast.walk(ast.parse((ROOT / "common.py").read_text())):
         for field in ("id", "attr", "name", "asname", "module", "arg"):
@@ -1832,4 +1832,4 @@ def test_common_is_tasks_and_files_only():
                 names |= set(re.split(r"[._]", value.lower()))
     assert {"gym", "load", "summarise", "dataset"} <= names  # names are found at all
     assert not names & {"torch", "nn", "optim", "backward", "autograd", "loss", "batch", "checkpoint"}
-    assert not names & {"tyro", "tensorboard", "writer", "signal", "video", "imageio", "mean_std", "shift"}
+    assert not names & {"tyro", "tensorboard", "writer", "video", "imageio", "mean_std", "shift"}

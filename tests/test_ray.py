@@ -136,7 +136,10 @@ def launch(address, project, commands, root=None):
 
 
 def results(project):
-    return {path.stem: json.loads(path.read_text()) for path in (project / "results" / "x").glob("*.json")}
+    """Return what was archived, by name, without where and when."""
+    found = {path.stem: json.loads(path.read_text()) for path in (project / "results" / "x").glob("*.json")}
+    assert all(set(result.pop("made")) == {"commit", "date", "machine"} for result in found.values())
+    return found
 
 
 def tries(path, number=1):
