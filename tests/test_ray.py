@@ -77,7 +77,11 @@ class Cluster:
     def open(self, place):
         for flags in (("--head", *place, "--include-dashboard=false"), (f"--address={self.address}",)):
             self.nodes.append(self.start(*flags))
-            wait_until(lambda: self.log.read_text().count("Ray runtime started") == len(self.nodes))
+            wait_until(self.started)
+
+    def started(self):
+        assert all(node.poll() is None for node in self.nodes), self.log.read_text()
+        return self.log.read_text().count("Ray runtime started") == len(self.nodes)
 
     def start(self, *flags):
         # Without ports for them a node waits for its agents, and on a slow machine gives up.
