@@ -175,16 +175,16 @@ def test_results_are_those_without_ray_and_a_failed_command_is_reported(cluster,
 
 
 def test_a_killed_worker_is_replaced_and_leaves_nothing(cluster, project):
-    killed, other = project / "killed", project / "other"
-    commands = {"killed": ["method.py", str(killed), "1"], "other": ["method.py", str(other), "0"]}
-    process = launch(cluster.address, project, commands)
-    first = tries(killed)[0]
-    os.kill(first, signal.SIGKILL)
+    """Also one that is asked to end, as by `ray stop`, which is not a run that failed."""
+    signals = {"killed": signal.SIGKILL, "asked": signal.SIGTERM}
+    process = launch(cluster.address, project, {name: ["method.py", str(project / name), "1"] for name in signals})
+    for name, number in signals.items():
+        os.kill(tries(project / name)[0], number)
     assert process.wait(600) == 0, process.communicate()
-    second = tries(killed, 2)
-    assert len(second) == 2 and results(project)["killed"] == {"process": second[1], "threads": "1"}
-    assert set(results(project)) == {"killed", "other"} and len(tries(other)) == 1
-    wait_until(lambda: not living([first, *second]), 20)
+    for name in signals:
+        first, second = tries(project / name)
+        assert results(project)[name] == {"process": second, "threads": "1"}
+        wait_until(lambda pids=(first, second): not living(pids), 20)
 
 
 def test_ctrl_c_ends_the_tasks(cluster, project):
