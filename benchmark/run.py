@@ -395,7 +395,7 @@ def run_all(todo: list[tuple[Path, list[str]]], jobs: int, ray: str | None = Non
             if ray:
                 cluster.check()  # before what was lost with it counts as failed
             if not ended:
-                time.sleep(0.1)
+                time.sleep(1 if ray else 0.1)
             for process, target, command, run_dir in ended:
                 running.remove((process, target, command, run_dir))
                 if process.returncode == 0:
