@@ -84,7 +84,7 @@ def check_command(script, arguments):
     if script.startswith("benchmark/"):
         assert (ROOT / script).exists(), script
         if script == "benchmark/run.py":
-            experiments, flags = benchmark.experiments(), {"--list", "--redo", "--jobs", "--only"}
+            experiments, flags = benchmark.experiments(), {"--list", "--redo", "--jobs", "--only", "--ray", "auto"}
             assert all(word in experiments or word in flags or word.isdigit() for word in arguments), arguments
         if script == "benchmark/failures.py":
             assert any((benchmark.RESULTS / "state").glob(f"{arguments[0]}*.json")), arguments
@@ -135,6 +135,7 @@ def test_flags_in_the_text_exist():
     fields = {field.name for script in SCRIPTS.values() for field in dataclasses.fields(script.Args)}
     known = {f"--{name.replace('_', '-')}" for name in fields} | {"--help", "--logdir", "--torch-backend"}
     known |= {"--list", "--redo", "--jobs", "--only", "--write", "--train"}  # of benchmark/, and of an earlier commit
+    known |= {"--ray", "--head", "--address"}  # of benchmark/run.py, and of Ray's own command
     known |= {word for command in benchmark.experiments()["search"].values() for word in command if word[:2] == "--"}
     for name, text in CURRENT.items():
         for span in code(text):
