@@ -128,12 +128,13 @@ class Run:
         return self.log.read_text(errors="replace")
 
     def refuses(self, *words: str) -> str:
-        """It must end with one sentence, which holds one of these words, and status 1."""
+        """It must end with one sentence (a progress bar may follow), which holds one of these words, and status 1."""
         status, text = self.wait(), self.text()
         lines = [line for line in text.replace("\r", "\n").splitlines() if line.startswith("error: ")]
         wrong = [word for word in ("Traceback", "Exception in thread", "Exception ignored", "panic") if word in text]
         assert status == 1 and len(lines) == 1 and not wrong, f"status {status}, {wrong}: {text[-3000:]}"
-        assert text.rstrip().endswith(lines[0]), f"there is more behind the sentence: {text[-3000:]}"
+        behind = [line for line in text[text.index(lines[0]) + len(lines[0]) :].split("\n") if line.strip()]
+        assert all("|" in line and "it/s]" in line for line in behind), f"there is more behind the sentence: {behind}"
         assert not words or any(word in lines[0] for word in words), f"{words} not in: {lines[0]}"
         return lines[0]
 
