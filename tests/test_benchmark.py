@@ -479,6 +479,7 @@ def test_rows_without_results_are_left_out(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     partial = {name: rows(table()) for name, table in report.TABLES.items()}
     assert partial.pop("behavior") == full["behavior"]  # of the policies, not of results
+    assert [row.split(" | ")[0] for row in partial.pop("made")] == ["| state", "| differences"]
     found = [row.split(" | ")[:2] for row in partial.pop("state")]
     assert found == [["| FetchPush", "LAEO"], ["| FetchPush", "BC"]]
     assert [row.split(" | ")[:2] for row in partial.pop("differences")] == [["| FetchPush", "LAEO - BC"]]
@@ -517,9 +518,9 @@ def test_tailos_table_has_it_beside_the_other_methods_and_names_the_oracle(monke
 def test_every_table_says_how_its_intervals_are_made_and_has_both_measures():
     for name, table in report.TABLES.items():
         caption, heading = table().split("\n\n|")[0], next(x for x in table().splitlines() if x.startswith("|"))
-        if name not in ("behavior", "threads", "image_step", "ratio", "camera"):
+        if name not in ("behavior", "threads", "image_step", "ratio", "camera", "made"):
             assert "bootstrap" in caption or "Wilson" in caption, name
-        if name not in ("threads", "image_step", "ratio", "camera"):
+        if name not in ("threads", "image_step", "ratio", "camera", "made"):
             assert re.search("any step.*last step|any / last", heading), name
         assert all(row.count("|") == heading.count("|") for row in rows(table())), name
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faults
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -90,6 +91,9 @@ def check_command(script, arguments):
             assert any((benchmark.RESULTS / "state").glob(f"{arguments[0]}*.json")), arguments
         return
     if script == "point.py":  # of the README's example, which is run below
+        return
+    if script == "tests/faults.py":
+        tyro.cli(faults.Args, args=arguments)
         return
     args = tyro.cli(SCRIPTS[Path(script).stem].Args, args=arguments)
     own = {"point:Point-v0"} if getattr(args, "eval_episodes", 1) else {"my-robot"}
