@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -48,15 +48,15 @@ class Args:
     SawyerDrawerClose"""
     quality: Literal["medium", "hard"] = "medium"
     """medium: 45 to 50 % of the episodes succeed; hard: 8 to 12 %"""
-    num_episodes: int | None = None
+    num_episodes: Annotated[int | None, 1, 2**32 - 1] = None
     """how many episodes the dataset holds; 4,000 (Sawyer: 2,000) if not given (the paper: 3,966, 31,271 and 300,578)"""
-    seed: int = 0
+    seed: Annotated[int, 0, 2**32 - 1] = 0
     """random seed"""
     output: Path | None = None
     """the dataset's directory; datasets/ENV_ID-QUALITY if not given, with --from-minari datasets/NAME"""
     overwrite: bool = False
     """replace the dataset if it exists"""
-    num_workers: int = 0
+    num_workers: Annotated[int, 0, 1024] = 0
     """number of processes that roll out episodes, 0: one for each core; the data do not depend on it"""
     behavior_dir: Path = Path(__file__).parent / "behavior"
     """directory of the policies' weights, which contrastive_rl.py writes"""
@@ -197,14 +197,9 @@ def success_statistics(successes: np.ndarray) -> dict:
 
     `successes` [episodes, T + 1] bool; "any step" is any after the first action.
     """
-    from scipy.stats import binomtest
-
-    statistics, n = {}, len(successes)
     kinds = {"initial_success": successes[:, 0], "success": successes[:, 1:].any(1), "final_success": successes[:, -1]}
-    for name, flags in kinds.items():
-        interval = binomtest(int(flags.sum()), n).proportion_ci(method="wilson")
-        statistics |= {f"{name}_rate": int(flags.sum()) / n, f"{name}_interval": [interval.low, interval.high]}
-    return statistics
+    lists = {"episode": list(range(len(successes)))} | {name: flags.tolist() for name, flags in kinds.items()}
+    return common.summarise(lists)
 
 
 def check_space(output: Path, size: int) -> None:
@@ -280,10 +275,7 @@ def collect(args: Args) -> dict:
         raise common.UserError(f"--env-id is {args.env_id}; there are policies for {', '.join(common.TASKS)}.")
     if args.quality not in SUCCESS_RATES:
         raise common.UserError(f"--quality is {args.quality}; choose one of {', '.join(SUCCESS_RATES)}.")
-    for name, least, most in (("num_episodes", 1, 2**32 - 1), ("num_workers", 0, 1024), ("seed", 0, 2**32 - 1)):
-        value = getattr(args, name)
-        if value is not None and not least <= value <= most:
-            raise common.UserError(f"--{name.replace('_', '-')} is {value}; it must be from {least} to {most}.")
+    common.check_flags(args)
     if not args.from_minari and not (args.success_examples is args.success_reward is None):
         raise common.UserError("--success-examples and --success-reward need --from-minari.")
     name = args.from_minari.replace("/", "-") if args.from_minari else f"{args.env_id}-{args.quality}"

@@ -36,10 +36,10 @@ def bars(axes: dict) -> bool:
     cases = {}
     for experiment, name in (("state", "{}"), ("hard", "{}_hard"), ("images", "{}")):
         cases |= {name.format(case): methods for case, methods in report.groups(experiment)}
-    for name, run in report.load("tailo").items():
-        method, case, _ = name.rsplit("-", 2) if name.count("-") == 2 else ("", "", "")
-        if method == "tailo" and case in cases:
-            cases[case].setdefault("tailo", []).append(run)
+    tailo = report.load("tailo")
+    for case, methods in cases.items():
+        if mine := report.of_task(tailo, "tailo", case):
+            methods["tailo"] = mine
     for kind, ax in axes.items():
         for i, (method, name) in enumerate(METHODS.items()):
             found = [(x, methods[method]) for x, methods in enumerate(cases.values()) if method in methods]

@@ -499,8 +499,7 @@ def camera_table() -> str:
 
 
 SOURCES = {  # of each table: the command, and what it wrote to results/; other tables have an experiment of their name
-    "differences": ("run.py state hard examples sizes", "state hard examples sizes"),
-    "image_differences": ("run.py images image_examples image_sizes", "images image_examples image_sizes"),
+    **{name: (f"run.py {' '.join(places)}", " ".join(places)) for name, places in DIFFERENCES.items()},
     "settings": ("run.py settings state sizes", "settings"),
     "tasks": ("run.py data random behavior state", "data random behavior"),
     "image_search": ("image_search.py", "image_search"),

@@ -1718,7 +1718,7 @@ def test_purl_without_eta_and_with_orils_loss_is_oril():
     "name, least, most",
     [
         *((f"{name}.py", 300, 490) for name in SCRIPTS),
-        ("common.py", 1, 475),
+        ("common.py", 1, 472),
         ("collect_data.py", 1, 300),
         ("evaluate.py", 1, 150),
         ("contrastive_rl.py", 300, 491),
