@@ -340,7 +340,7 @@ def load_checkpoint(args: Args) -> tuple[dict[str, Any], Args]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
         raise common.UserError(f"--resume keeps its run's flags: the learning rate falls over its steps; drop {names}.")
     try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        checkpoint = torch.load(common.intact(path), weights_only=True, map_location="cpu")
         flags = {**checkpoint["args"], "run_dir": args.resume}
         if checkpoint["method"] != METHOD or not 0 < checkpoint["step"] <= flags["gradient_steps"]:
             raise ValueError(f"it is a run of {checkpoint['method']}.py at step {checkpoint['step']}")
@@ -354,7 +354,8 @@ def load_checkpoint(args: Args) -> tuple[dict[str, Any], Args]:
 def load_critic(args: Args, critic: Critic, checksum: str) -> None:
     """Give the critic the weights of another run's. Raises common.UserError if that has other data or other flags."""
     try:
-        run = torch.load(Path(args.critic) / "checkpoint.pt", weights_only=True, map_location="cpu")
+        path = common.intact(Path(args.critic) / "checkpoint.pt")
+        run = torch.load(path, weights_only=True, map_location="cpu")
         its = {**run["args"], **run, "finished": run["step"] == run["args"]["gradient_steps"]}
         here = {**vars(args), "method": METHOD, "dataset": checksum, "finished": True}
         if wrong := [f"its {x} is {its.get(x)}, not {here[x]}" for x in CRITIC_FLAGS.split() if its.get(x) != here[x]]:

@@ -354,7 +354,7 @@ def load_checkpoint(args: Args) -> tuple[dict[str, Any], Args]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
         raise common.UserError(f"--resume keeps its run's flags: the learning rate falls over its steps; drop {names}.")
     try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        checkpoint = torch.load(common.intact(path), weights_only=True, map_location="cpu")
         flags = {**checkpoint["args"], "run_dir": args.resume}
         if checkpoint["method"] != METHOD or not 0 < checkpoint["step"] <= flags["gradient_steps"]:
             raise ValueError(f"it is a run of {checkpoint['method']}.py at step {checkpoint['step']}")

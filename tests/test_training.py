@@ -688,6 +688,17 @@ def test_damaged_checkpoint_gets_one_sentence_and_runs_no_code(script, finished,
     assert touched.exists()  # the trap is a real one
 
 
+def test_checkpoint_with_one_wrong_bit_is_refused(script, finished, tmp_path):
+    """PyTorch reads it without a word: a weight is another one."""
+    run = shutil.copytree(finished[script.__name__], tmp_path / "run")
+    content = bytearray((run / "checkpoint.pt").read_bytes())
+    weight = max(final_weights(run).values(), key=torch.numel).numpy().tobytes()
+    content[content.index(weight)] ^= 1
+    (run / "checkpoint.pt").write_bytes(content)
+    assert load_checkpoint(run)["step"] > 0
+    refuse(script, script.Args(resume=run), r"run cannot be resumed \(ValueError: the checksum of .* in it is wrong\)")
+
+
 def test_run_that_was_killed_before_its_first_checkpoint_says_so(script, reach_dataset, tmp_path):
     args = small_args(script, reach_dataset, tmp_path / "run", eval_interval=10, eval_episodes=1)
     stop_after(script, 0, args)
