@@ -401,10 +401,10 @@ def run_all(todo: list[tuple[Path, list[str]]], jobs: int, ray: str | None = Non
                 run = (Task if ray else start)(*prepare(target, command), run_dir)
                 running.append((run, target, command, run_dir))
             ended = [run for run in running if run[0].poll() is not None]
+            if ray:
+                cluster.check()  # before what was lost with it counts as failed
             if not ended:
-                time.sleep(0.1)
-                if ray:
-                    cluster.check()
+                time.sleep(1 if ray else 0.1)
             for process, target, command, run_dir in ended:
                 running.remove((process, target, command, run_dir))
                 if process.returncode == 0:

@@ -360,7 +360,7 @@ def test_workers_of_a_killed_collection_end_and_the_next_one_removes_what_is_lef
         process.kill()
         process.wait()
         assert psutil.wait_procs(workers, timeout=30)[1] == []
-        (leftover,) = tmp_path.iterdir()
+        (leftover,) = (path for path in tmp_path.iterdir() if path.is_dir())  # the other one is the file of its lock
         assert leftover.name.startswith(".data.") and sum(file.stat().st_size for file in leftover.iterdir()) > 1e6
     collect_data.collect(collect_data.Args(num_episodes=4, output=tmp_path / "data", num_workers=1))
     assert [path.name for path in tmp_path.iterdir()] == ["data"]

@@ -77,7 +77,11 @@ class Cluster:
     def open(self, place):
         for flags in (("--head", *place, "--include-dashboard=false"), (f"--address={self.address}",)):
             self.nodes.append(self.start(*flags))
-            wait_until(lambda: self.log.read_text().count("Ray runtime started") == len(self.nodes))
+            wait_until(self.started)
+
+    def started(self):
+        assert all(node.poll() is None for node in self.nodes), self.log.read_text()
+        return self.log.read_text().count("Ray runtime started") == len(self.nodes)
 
     def start(self, *flags):
         # Without ports for them a node waits for its agents, and on a slow machine gives up.
@@ -149,15 +153,16 @@ def tries(path, number=1):
     )
 
 
-def test_results_are_those_without_ray_and_a_failed_command_is_reported(cluster, tmp_path):
-    """To the last bit."""
+def test_results_are_those_without_ray_and_a_failed_command_is_reported(cluster, tmp_path, monkeypatch):
+    """To the last bit. The address `auto` is that of the environment, or of the cluster that this machine is in."""
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     random = np.random.default_rng(0)
     observations, actions = random.normal(size=(4, 21, 3)), random.uniform(-2, 2, (4, 20, 1))
     common.save_dataset(tmp_path / "swings", observations, actions, observations[0])
     flags = f"--dataset {tmp_path / 'swings'} --gradient-steps 4 --eval-episodes 2 --hidden-dim 16".split()
     commands = {"bad": ["bc.py", "--env-id", "Nope"], "good": ["bc.py", "--env-id", "Pendulum-v1", *flags]}
     found = {}
-    for name, address in (("ray", cluster.address), ("local", None)):
+    for name, address in (("ray", "auto"), ("local", None)):
         process = launch(address, tmp_path / name, commands, ROOT)
         output, messages = process.communicate(timeout=600)
         assert process.returncode == 1, messages
@@ -174,16 +179,16 @@ def test_results_are_those_without_ray_and_a_failed_command_is_reported(cluster,
 
 
 def test_a_killed_worker_is_replaced_and_leaves_nothing(cluster, project):
-    killed, other = project / "killed", project / "other"
-    commands = {"killed": ["method.py", str(killed), "1"], "other": ["method.py", str(other), "0"]}
-    process = launch(cluster.address, project, commands)
-    first = tries(killed)[0]
-    os.kill(first, signal.SIGKILL)
+    """Also one that is asked to end, as by `ray stop`, which is not a run that failed."""
+    signals = {"killed": signal.SIGKILL, "asked": signal.SIGTERM}
+    process = launch(cluster.address, project, {name: ["method.py", str(project / name), "1"] for name in signals})
+    for name, number in signals.items():
+        os.kill(tries(project / name)[0], number)
     assert process.wait(600) == 0, process.communicate()
-    second = tries(killed, 2)
-    assert len(second) == 2 and results(project)["killed"] == {"process": second[1], "threads": "1"}
-    assert set(results(project)) == {"killed", "other"} and len(tries(other)) == 1
-    wait_until(lambda: not living([first, *second]), 20)
+    for name in signals:
+        first, second = tries(project / name)
+        assert results(project)[name] == {"process": second, "threads": "1"}
+        wait_until(lambda pids=(first, second): not living(pids), 20)
 
 
 def test_ctrl_c_ends_the_tasks(cluster, project):
@@ -200,33 +205,6 @@ def test_ctrl_c_ends_the_tasks(cluster, project):
     assert sum(project.joinpath(name).exists() for name in "abc") == 2 and not results(project)  # the third never ran
 
 
-def test_a_killed_node_and_then_a_killed_head(cluster, project):
-    """The last test of the cluster, since it ends it."""
-    paths = {name: project / name for name in ("a", "b", "done")}
-    commands = {name: ["method.py", str(path), {"a": "2", "b": "2", "done": "0"}[name]] for name, path in paths.items()}
-    process = launch(cluster.address, project, {"done": commands["done"], "a": commands["a"], "b": commands["b"]})
-    first = {tries(paths[name])[0]: name for name in "ab"}
-    raylet = next(p for p in psutil.Process(cluster.nodes[1].pid).children(recursive=True) if p.name() == "raylet")
-    on_second = {p.pid for p in raylet.children(recursive=True)} & set(first)
-    assert len(on_second) == 1
-    raylet.kill()
-    lost = on_second.pop()
-    other = next(pid for pid in first if pid != lost)
-    wait_until(lambda: not living([lost]), 60)
-    os.kill(other, signal.SIGKILL)  # makes room on the first node, where now both wait for their second try
-    wait_until(lambda: any(len(path.read_text().split()) == 2 for path in paths.values()))
-    for server in psutil.Process(cluster.nodes[0].pid).children(recursive=True):
-        if server.name() == "gcs_server":
-            server.kill()
-    output, messages = process.communicate(timeout=100)
-    assert process.returncode == 1, messages
-    last = messages.splitlines()[-1]
-    assert last.startswith("error: the Ray cluster cannot be reached at ") and "Traceback" not in messages
-    assert last.endswith("what is done stays done.") and set(results(project)) == {"done"}
-    pids = {pid for path in paths.values() for pid in tries(path)}
-    wait_until(lambda: not living(pids), 30)
-
-
 def test_a_cluster_that_is_not_there_and_an_address_of_another_kind(project):
     for address, message in (
         (f"127.0.0.1:{free_ports(1)[0]}", "error: the Ray cluster cannot be reached at 127.0.0.1:"),
@@ -237,3 +215,40 @@ def test_a_cluster_that_is_not_there_and_an_address_of_another_kind(project):
         _, messages = process.communicate(timeout=300)
         assert process.returncode == 1 and messages.startswith(message) and messages.count("\n") == 1
         assert not (project / "a").exists()
+
+
+def test_a_killed_node_is_replaced_by_the_other_one(cluster, project):
+    """The cluster has one node left afterwards."""
+    commands = {name: ["method.py", str(project / name), "1"] for name in ("a", "b")}
+    process = launch(cluster.address, project, commands)
+    first = {tries(project / name)[0] for name in commands}
+    raylet = next(x for x in psutil.Process(cluster.nodes[1].pid).children(recursive=True) if x.name() == "raylet")
+    (lost,) = first & {child.pid for child in raylet.children(recursive=True)}
+    raylet.kill()
+    wait_until(lambda: not living([lost]), 60)
+    (other,) = first - {lost}
+    os.kill(other, signal.SIGKILL)  # which leaves its place to both
+    assert process.wait(600) == 0, process.communicate()
+    assert {name: result["process"] for name, result in results(project).items()} == {
+        name: tries(project / name, 2)[1] for name in commands
+    }
+
+
+def test_a_killed_head_ends_the_program_and_the_same_command_goes_on(cluster, project):
+    """The last test of the cluster, since it ends it."""
+    commands = {"short": ["method.py", str(project / "short"), "0"], "long": ["method.py", str(project / "long"), "1"]}
+    process = launch(cluster.address, project, commands)
+    (pid,) = tries(project / "long")
+    wait_until(lambda: "short" in results(project))
+    for server in psutil.Process(cluster.nodes[0].pid).children(recursive=True):
+        if server.name() == "gcs_server":
+            server.kill()
+    _, messages = process.communicate(timeout=100)
+    last = messages.splitlines()[-1]
+    assert process.returncode == 1 and "Traceback" not in messages
+    assert last.startswith("error: the Ray cluster cannot be reached at ") and last.endswith("what is done stays done.")
+    wait_until(lambda: not living([pid]), 30)
+    assert set(results(project)) == {"short"}
+    process = launch(None, project, commands)
+    assert process.wait(300) == 0, process.communicate()
+    assert set(results(project)) == {"short", "long"} and len(tries(project / "short")) == 1

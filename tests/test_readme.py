@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faults
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -84,12 +85,15 @@ def check_command(script, arguments):
     if script.startswith("benchmark/"):
         assert (ROOT / script).exists(), script
         if script == "benchmark/run.py":
-            experiments, flags = benchmark.experiments(), {"--list", "--redo", "--jobs", "--only"}
+            experiments, flags = benchmark.experiments(), {"--list", "--redo", "--jobs", "--only", "--ray", "auto"}
             assert all(word in experiments or word in flags or word.isdigit() for word in arguments), arguments
         if script == "benchmark/failures.py":
             assert any((benchmark.RESULTS / "state").glob(f"{arguments[0]}*.json")), arguments
         return
     if script == "point.py":  # of the README's example, which is run below
+        return
+    if script == "tests/faults.py":
+        tyro.cli(faults.Args, args=arguments)
         return
     args = tyro.cli(SCRIPTS[Path(script).stem].Args, args=arguments)
     own = {"point:Point-v0"} if getattr(args, "eval_episodes", 1) else {"my-robot"}
@@ -135,6 +139,7 @@ def test_flags_in_the_text_exist():
     fields = {field.name for script in SCRIPTS.values() for field in dataclasses.fields(script.Args)}
     known = {f"--{name.replace('_', '-')}" for name in fields} | {"--help", "--logdir", "--torch-backend"}
     known |= {"--list", "--redo", "--jobs", "--only", "--write", "--train"}  # of benchmark/, and of an earlier commit
+    known |= {"--ray", "--head", "--address"}  # of benchmark/run.py, and of Ray's own command
     known |= {word for command in benchmark.experiments()["search"].values() for word in command if word[:2] == "--"}
     for name, text in CURRENT.items():
         for span in code(text):
