@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import functools
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -571,10 +572,13 @@ def other_dataset() -> Path:
     return path
 
 
-def replace_dataset(path: Path, content: Path) -> None:
+def replace_dataset(path: Path, content: Path, number: int = 0) -> None:
+    """Put the files of another dataset there, with metadata that nothing before had."""
     with common.write_directory(path) as temporary:
         for file in content.iterdir():
             shutil.copyfile(file, temporary / file.name)
+        metadata = json.dumps(common.read_metadata(content) | {"number": number})
+        (temporary / "metadata.json").write_text(metadata)
 
 
 def replaced_while_loaded(rng: np.random.Generator, directory: Path) -> str:
@@ -593,10 +597,10 @@ def replaced_while_loaded(rng: np.random.Generator, directory: Path) -> str:
                 outcomes["refused"] += 1
         result.put(outcomes)
 
-    process = FORK.Process(target=main)
+    process, numbers = FORK.Process(target=main), itertools.count(1)
     process.start()
     while process.is_alive():
-        replace_dataset(directory / "data", (home() / "data", other_dataset())[rng.integers(2)])
+        replace_dataset(directory / "data", (home() / "data", other_dataset())[rng.integers(2)], next(numbers))
         time.sleep(rng.uniform(0, 0.01))
     process.join()
     assert process.exitcode == 0
