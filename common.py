@@ -54,14 +54,8 @@ def user_errors() -> Iterator[None]:
     threading.excepthook = lambda _: None  # TensorBoard's: what its thread raises, add_scalar raises here
     try:
         yield
-    except (Exception, KeyboardInterrupt) as error:
-        context = error  # torch.export, when it is interrupted, raises an AssertionError of its own
-        while context and not isinstance(context, KeyboardInterrupt):
-            context = context.__context__
-        if not isinstance(context or error, (UserError, OSError, KeyboardInterrupt)):
-            raise
-        message = str(context or error) or "interrupted; --resume RUN_DIR goes on from the last checkpoint."
-        sys.exit(f"error: {message}")
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        sys.exit(f"error: {str(error) or 'interrupted; --resume RUN_DIR goes on from the last checkpoint.'}")
 
 
 STREAMS = ("weights", "batches", "metrics", "split", "evaluation", "dataset", "mixture", "calibration", "agent")

@@ -1,7 +1,6 @@
 """What holds common.py and robot_tasks.py: the tasks in their real simulators, files whole or absent, and datasets."""
 
 import ast
-import contextlib
 import errno
 import functools
 import hashlib
@@ -542,14 +541,6 @@ def test_user_errors_leaves_other_errors_alone():
         assert caught.value is error
     with common.user_errors():
         pass
-
-
-def test_an_interrupt_that_turns_into_another_error_is_an_interrupt():
-    """As in torch.export, whose cleaning up fails."""
-    with pytest.raises(SystemExit) as caught, common.user_errors(), contextlib.ExitStack() as stack:
-        stack.callback([].pop)  # IndexError
-        raise KeyboardInterrupt
-    assert caught.value.code.startswith("error: interrupted; ")
 
 
 def test_user_errors_ends_a_script_with_status_1():
