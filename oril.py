@@ -478,7 +478,8 @@ def train(args: Args) -> dict[str, Any]:
         result = evaluate_now(args.gradient_steps) if args.eval_episodes else {}
 
     inputs, batch = (torch.from_numpy(np.zeros_like(dataset.observations[:2, 0])),), torch.export.Dim("batch")
-    program = torch.export.export(networks.actor.cpu().requires_grad_(False), inputs, dynamic_shapes=({0: batch},))
+    export = torch.export.export, networks.actor.cpu().requires_grad_(False), inputs  # in a thread: no Ctrl-C there
+    program = ThreadPoolExecutor(1).submit(*export, dynamic_shapes=({0: batch},)).result()
     with common.write_file(args.run_dir / "policy.pt2") as file:
         torch.export.save(program, file)
     result |= {"method": METHOD, "args": plain, "dataset": dataset.checksum, "seconds": seconds}

@@ -1539,7 +1539,7 @@ OWN_LINES = {
         "results = evaluate(",
         "if not all(torch.isfinite", "optimizer.param_groups[0]", "for group, rate in ",
         'group["lr"] = ', "update(", "batch = sample(data, args, step + 1, name)",
-        "log(step + 1, name", "program = torch.export.export(",
+        "log(step + 1, name", "export = torch.export.export, ",
     ],
 }  # fmt: skip
 # Blocks that are each method's own, and the groups of scripts in which they are the same all the same.
@@ -1728,8 +1728,8 @@ def test_purl_without_eta_and_with_orils_loss_is_oril():
 @pytest.mark.parametrize(
     "name, least, most",
     [
-        *((f"{name}.py", 300, 490) for name in SCRIPTS),
-        ("common.py", 1, 475),
+        *((f"{name}.py", 300, 491) for name in SCRIPTS),
+        ("common.py", 1, 480),
         ("collect_data.py", 1, 300),
         ("evaluate.py", 1, 150),
         ("contrastive_rl.py", 300, 491),
