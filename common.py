@@ -28,6 +28,7 @@ import signal
 import sys
 import threading
 import uuid
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -193,6 +194,13 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
 def sha256(path: Path) -> str:
     """Return the checksum of a file as hexadecimal digits."""
     return hashlib.sha256(np.memmap(path, np.uint8, "r") if path.stat().st_size else b"").hexdigest()
+
+
+def intact(path: Path) -> Path:
+    """Return the path of a zip file of PyTorch's. Raises ValueError for a wrong checksum, which PyTorch ignores."""
+    if damaged := zipfile.ZipFile(path).testzip():
+        raise ValueError(f"the checksum of {damaged} in it is wrong")
+    return path
 
 
 def write_metadata(directory: Path, content: dict[str, Any]) -> None:

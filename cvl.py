@@ -340,7 +340,7 @@ def load_checkpoint(args: Args) -> tuple[dict[str, Any], Args]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
         raise common.UserError(f"--resume keeps its run's flags: the learning rate falls over its steps; drop {names}.")
     try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        checkpoint = torch.load(common.intact(path), weights_only=True, map_location="cpu")
         flags = {**checkpoint["args"], "run_dir": args.resume}
         if checkpoint["method"] != METHOD or not 0 < checkpoint["step"] <= flags["gradient_steps"]:
             raise ValueError(f"it is a run of {checkpoint['method']}.py at step {checkpoint['step']}")
@@ -354,7 +354,7 @@ def load_checkpoint(args: Args) -> tuple[dict[str, Any], Args]:
 def load_critic(args: Args, critic: Critic, checksum: str) -> None:
     """Give the critic the weights of another run's. Raises common.UserError if that has other data or other flags."""
     try:
-        run = torch.load(Path(args.critic) / "checkpoint.pt", weights_only=True, map_location="cpu")
+        run = torch.load(common.intact(Path(args.critic) / "checkpoint.pt"), weights_only=True, map_location="cpu")
         its = {**run["args"], **run, "finished": run["step"] == run["args"]["gradient_steps"]}
         here = {**vars(args), "method": METHOD, "dataset": checksum, "finished": True}
         if wrong := [f"its {x} is {its.get(x)}, not {here[x]}" for x in CRITIC_FLAGS.split() if its.get(x) != here[x]]:
@@ -478,7 +478,8 @@ def train(args: Args) -> dict[str, Any]:
         result = evaluate_now(args.gradient_steps) if args.eval_episodes else {}
 
     inputs, batch = (torch.from_numpy(np.zeros_like(dataset.observations[:2, 0])),), torch.export.Dim("batch")
-    program = torch.export.export(actor.cpu().requires_grad_(False), inputs, dynamic_shapes=({0: batch},))
+    export = torch.export.export, actor.cpu().requires_grad_(False), inputs  # in a thread: no Ctrl-C there
+    program = ThreadPoolExecutor(1).submit(*export, dynamic_shapes=({0: batch},)).result()
     with common.write_file(args.run_dir / "policy.pt2") as file:
         torch.export.save(program, file)
     result |= {"method": METHOD, "args": plain, "dataset": dataset.checksum, "seconds": seconds}

@@ -240,7 +240,7 @@ def load_behavior(path: Path, env_id: str) -> tuple[list, list[float]]:
     sizes = env.observation_space.shape[0] + len(common.TASKS[env_id].desired_goal), 2 * env.action_space.shape[0]
     env.close()
     try:
-        content = torch.load(path, weights_only=True, map_location="cpu")  # which cannot run code
+        content = torch.load(common.intact(path), weights_only=True, map_location="cpu")  # which cannot run code
         if content["env_id"] != env_id:
             raise ValueError(f"they are of {content['env_id']}")
         actors = [load_actor(checkpoint) for checkpoint in content["checkpoints"]]

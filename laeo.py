@@ -354,7 +354,7 @@ def load_checkpoint(args: Args) -> tuple[dict[str, Any], Args]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
         raise common.UserError(f"--resume keeps its run's flags: the learning rate falls over its steps; drop {names}.")
     try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        checkpoint = torch.load(common.intact(path), weights_only=True, map_location="cpu")
         flags = {**checkpoint["args"], "run_dir": args.resume}
         if checkpoint["method"] != METHOD or not 0 < checkpoint["step"] <= flags["gradient_steps"]:
             raise ValueError(f"it is a run of {checkpoint['method']}.py at step {checkpoint['step']}")
@@ -478,7 +478,8 @@ def train(args: Args) -> dict[str, Any]:
         result = evaluate_now(args.gradient_steps) if args.eval_episodes else {}
 
     inputs, batch = (torch.from_numpy(np.zeros_like(dataset.observations[:2, 0])),), torch.export.Dim("batch")
-    program = torch.export.export(actor.cpu().requires_grad_(False), inputs, dynamic_shapes=({0: batch},))
+    export = torch.export.export, actor.cpu().requires_grad_(False), inputs  # in a thread: no Ctrl-C there
+    program = ThreadPoolExecutor(1).submit(*export, dynamic_shapes=({0: batch},)).result()
     with common.write_file(args.run_dir / "policy.pt2") as file:
         torch.export.save(program, file)
     result |= {"method": METHOD, "args": plain, "dataset": dataset.checksum, "seconds": seconds}

@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import functools
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -410,9 +411,9 @@ def full_disk_saving(rng: np.random.Generator, directory: Path) -> str:
             with common.user_errors():
                 common.save_dataset(place / "data", *arguments)
 
-        process = FORK.Process(target=silently, args=(main,))  # SIGBUS would end it
+        process = FORK.Process(target=into, args=(directory / "log", main))  # SIGBUS would end it
         process.start(), process.join()
-        assert process.exitcode in (0, 1), f"exit status {process.exitcode}"
+        check_sentence(process, directory / "log")
         if process.exitcode == 0:
             common.load_dataset(place / "data", None, verify=True)
             return "fits"
@@ -420,9 +421,19 @@ def full_disk_saving(rng: np.random.Generator, directory: Path) -> str:
         return "refused"
 
 
-def silently(function: Callable[[], object]) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+def into(log: Path, function: Callable[[], object]) -> None:
+    """Call a function whose messages go to a file."""
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 2)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)
     function()
+
+
+def check_sentence(process: multiprocessing.Process, log: Path) -> None:
+    """It must have ended well, or with one sentence and status 1."""
+    text = log.read_text()
+    right = text.startswith("error: ") and text.count("\n") == 1 if process.exitcode == 1 else process.exitcode == 0
+    assert right, f"exit status {process.exitcode}: {text}"
 
 
 def full_disk_collection(rng: np.random.Generator, directory: Path) -> str:
@@ -519,9 +530,11 @@ def together_collecting(rng: np.random.Generator, directory: Path) -> str:
                     file.rename(temporary / file.name)
                 (temporary / "x").rmdir()
 
-    processes = [FORK.Process(target=silently, args=(functools.partial(main, k),)) for k in (0, 1)]
+    logs = [directory.with_suffix(f".{k}") for k in (0, 1)]
+    processes = [FORK.Process(target=into, args=(log, functools.partial(main, k))) for k, log in enumerate(logs)]
     [process.start() for process in processes], [process.join() for process in processes]
-    assert all(process.exitcode in (0, 1) for process in processes), [process.exitcode for process in processes]
+    for process, log in zip(processes, logs):
+        check_sentence(process, log)
     dataset = common.load_dataset(directory / "data", None, verify=True)
     assert dataset.actions.min() == dataset.actions.max()
     with common.write_directory(directory / "data"):
@@ -559,10 +572,13 @@ def other_dataset() -> Path:
     return path
 
 
-def replace_dataset(path: Path, content: Path) -> None:
+def replace_dataset(path: Path, content: Path, number: int = 0) -> None:
+    """Put the files of another dataset there, with metadata that nothing before had."""
     with common.write_directory(path) as temporary:
         for file in content.iterdir():
             shutil.copyfile(file, temporary / file.name)
+        metadata = json.dumps(common.read_metadata(content) | {"number": number})
+        (temporary / "metadata.json").write_text(metadata)
 
 
 def replaced_while_loaded(rng: np.random.Generator, directory: Path) -> str:
@@ -581,10 +597,10 @@ def replaced_while_loaded(rng: np.random.Generator, directory: Path) -> str:
                 outcomes["refused"] += 1
         result.put(outcomes)
 
-    process = FORK.Process(target=main)
+    process, numbers = FORK.Process(target=main), itertools.count(1)
     process.start()
     while process.is_alive():
-        replace_dataset(directory / "data", (home() / "data", other_dataset())[rng.integers(2)])
+        replace_dataset(directory / "data", (home() / "data", other_dataset())[rng.integers(2)], next(numbers))
         time.sleep(rng.uniform(0, 0.01))
     process.join()
     assert process.exitcode == 0
