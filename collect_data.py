@@ -1,9 +1,7 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = [
-#     "torch>=2.6", "numpy>=1.26", "scipy>=1.11", "gymnasium>=1.2,<2", "filelock>=3.12", "tyro>=0.9", "tqdm>=4.66",
-#     "tensorboard>=2.21", "mujoco==3.3.0", "metaworld==3.1.1", "gymnasium-robotics==1.4.2", "pillow>=10",
-# ]
+# dependencies = ["torch>=2.6", "numpy>=1.26", "scipy>=1.11", "gymnasium>=1.2,<2", "filelock>=3.12", "tyro>=0.9",
+#     "tqdm>=4.66", "tensorboard>=2.21", "mujoco==3.3.0", "metaworld==3.1.1", "gymnasium-robotics==1.4.2", "pillow>=10"]
 # ///
 """The datasets of LAEO's experiments: roll-outs of the policies in behavior/, and conversion from and to Minari.
 
@@ -23,7 +21,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,17 +134,16 @@ def play_in_workers(setup: tuple, seed: int, checkpoints: np.ndarray, num_worker
     workers_end, own_end = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(num_workers, context, start_worker, (workers_end,))
     progress = tqdm(total=total, desc=f"rolling out {setup[0]}", unit="episode", mininterval=1)
+
+    def launch() -> Iterator[int]:
+        if hasattr(signal, "pthread_sigmask"):  # not on Windows; workers inherit it: Ctrl-C is for this process alone
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        same = ([value] * len(starts) for value in (setup, seed))
+        return executor.map(play, *same, starts, [checkpoints[i : i + size] for i in starts])
+
     try:
-        # Workers inherit the mask and keep it: Ctrl-C reaches all processes of a terminal and is for this one.
-        masks = hasattr(signal, "pthread_sigmask")  # not on Windows
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else None
-        try:
-            same = ([value] * len(starts) for value in (setup, seed))
-            played = executor.map(play, *same, starts, [checkpoints[i : i + size] for i in starts])
-        finally:
-            if masks:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number in played:
+        # In a thread, where no KeyboardInterrupt is raised: a worker that never got its arguments prints a traceback.
+        for number in ThreadPoolExecutor(1).submit(launch).result():
             done += number
             progress.update(number)
         executor.shutdown()

@@ -48,14 +48,18 @@ class UserError(ValueError):
 
 
 @contextlib.contextmanager
-def user_errors() -> Iterator[None]:
+def user_errors(interrupted: str = "interrupted.") -> Iterator[None]:
     """Turn UserError, Ctrl-C or SIGTERM into one sentence on stderr and exit status 1. A script's last lines use it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.excepthook = lambda _: None  # TensorBoard's: what its thread raises, add_scalar raises here
     try:
         yield
+    except ModuleNotFoundError as error:
+        if error.name != "tracking":
+            raise
+        sys.exit("error: --track needs tracking.py, which is not here; copy it to where the script is.")
     except (UserError, OSError, KeyboardInterrupt) as error:
-        sys.exit(f"error: {str(error) or 'interrupted; --resume RUN_DIR goes on from the last checkpoint.'}")
+        sys.exit(f"error: {str(error) or interrupted}")
 
 
 STREAMS = ("weights", "batches", "metrics", "split", "evaluation", "dataset", "mixture", "calibration", "agent")
@@ -100,26 +104,22 @@ def is_observation(shape: tuple[int, ...]) -> bool:
 def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     """Return a new environment: one of TASKS, or any that gymnasium knows, also as MODULE:ID.
 
-    Raises UserError if there is none of that name, or if its spaces are not those that the methods take: observations a
-    Box of one axis, or of images [height, width, channels]; actions a Box of one axis with finite bounds.
+    Raises UserError if there is none of that name, or if its spaces are not those that the methods take.
     """
     try:
         env = gym.make(f"laeo/{env_id}-v0" if env_id in TASKS else env_id, **kwargs)
     except (gym.error.Error, ImportError) as error:
         near = " or ".join(() if env_id in TASKS else difflib.get_close_matches(env_id, TASKS, n=2, cutoff=0.5))
-        raise UserError(
-            f"there is no environment '{env_id}' ({first_line(error)}); {f'did you mean {near}? ' if near else ''}"
-            f"The tasks are {', '.join(TASKS) or 'in robot_tasks.py'}; every Gymnasium id is taken, also as MODULE:ID."
-        ) from None
+        near = f"did you mean {near}? The" if near else "the"
+        text = f"{near} tasks are {', '.join(TASKS) or 'in robot_tasks.py'}; any Gymnasium id is taken, also MODULE:ID."
+        raise UserError(f"there is no environment '{env_id}' ({first_line(error)}); {text}") from None
     if env.spec.max_episode_steps is None:  # an environment that never ends would be evaluated for ever
         env = gym.wrappers.TimeLimit(env, 10_000)
     space, actions = env.observation_space, env.action_space
     if not isinstance(space, gym.spaces.Box) or not is_observation(space.shape):
-        raise UserError(
-            f"the observations of {env_id} are {space}; they must be a Box of one axis (gymnasium's wrappers "
-            "FlattenObservation and FilterObservation make one) or of images [height, width, channels], 8 x 8 or more, "
-            "with 1 to 12 channels."
-        )
+        right = "a Box of one axis (gymnasium's wrappers FlattenObservation and FilterObservation make one)"
+        right += " or of images [height, width, channels], 8 x 8 or more, with 1 to 12 channels"
+        raise UserError(f"the observations of {env_id} are {space}; they must be {right}.")
     bounds = np.array([actions.low, actions.high]) if isinstance(actions, gym.spaces.Box) else np.empty(0)
     if bounds.ndim != 2 or not np.isfinite(bounds).all():
         raise UserError(f"the actions of {env_id} are {actions}; they must be a Box of one axis with finite bounds.")
@@ -198,8 +198,9 @@ def sha256(path: Path) -> str:
 
 def intact(path: Path) -> Path:
     """Return the path of a zip file of PyTorch's. Raises ValueError for a wrong checksum, which PyTorch ignores."""
-    if damaged := zipfile.ZipFile(path).testzip():
-        raise ValueError(f"the checksum of {damaged} in it is wrong")
+    with zipfile.ZipFile(path) as file:
+        if damaged := file.testzip():
+            raise ValueError(f"the checksum of {damaged} in it is wrong")
     return path
 
 
@@ -240,11 +241,10 @@ def save_dataset(
 ) -> None:
     """Write episodes as a dataset, whole or not at all.
 
-    `observations` and `actions` have one array for each episode, [T + 1, ...] and [T, A], actions in the environment's
-    own bounds; `success_examples` [examples, ...] may be empty; `terminals` says of each episode whether something
-    other than a step limit ended it; `rewards` has one array [T] for each episode. All integer and float types are
-    taken: integer images [height, width, channels] become uint8, all else float32. Raises UserError, which names the
-    episode, for a value that is not finite and for a shape that does not fit.
+    `observations`, `actions` and `rewards` have an array for each episode, [T + 1, ...], [T, A] and [T]; actions are in
+    the environment's own bounds; `success_examples` [examples, ...] may be empty; `terminals` says of each episode
+    whether something other than a step limit ended it. Integer images [height, width, channels] become uint8, all else
+    float32. Raises UserError, which names the episode, for a value that is not finite and a shape that does not fit.
     """
     path, episodes = Path(path), len(actions)
     if path.exists():
@@ -318,23 +318,21 @@ def load_array(path: Path, types: str) -> np.ndarray:
 
 
 def load_dataset(path: Path, env_id: str | None, verify: bool = False, allow_version_mismatch: bool = False) -> Dataset:
-    """Map a dataset; check its types, its shapes, that all numbers are finite and that all actions are within bounds.
+    """Map a dataset; raise UserError for wrong types, shapes, numbers, actions, task or version of the simulator.
 
-    The bounds are those of the environment; without one (`env_id` None) those in the metadata or else the smallest and
-    the largest action. With `verify` the checksums in the metadata are checked too, which reads everything. Raises
-    UserError for what is wrong, also for a dataset of another task or made with another version of the simulator.
+    The bounds of actions are the environment's; without one (`env_id` None) those in the metadata or else the smallest
+    and the largest action. With `verify` the checksums in the metadata are checked too, which reads everything.
     """
     metadata = read_metadata(path)
     env = make_env(env_id) if env_id else None
     if env_id and str(metadata.get("env_id") or env_id).split(":")[-1] != env_id.split(":")[-1]:  # MODULE: may differ
         raise UserError(f"{path} is a dataset of {metadata['env_id']}, not of {env_id}.")
     if env_id in TASKS and not allow_version_mismatch and (problem := TASKS[env_id].mismatch(metadata["versions"])):
-        again = f"collect_data.py --env-id {env_id} --quality {metadata.get('quality', 'medium')} --output {path}"
-        again += " --overwrite (or use it with --allow-version-mismatch)"
-        raise UserError(f"{path} {problem}; make it again with: python {again}.")
+        flags = f"--env-id {env_id} --quality {metadata.get('quality', 'medium')} --output {path} --overwrite"
+        raise UserError(f"{path} {problem}; run python collect_data.py {flags}, or add --allow-version-mismatch.")
     types = {"observations": "<f4 |u1", "actions": "<f4", "lengths": "<i4"}
     optional = {"success_examples": "<f4 |u1", "terminals": "|b1"}
-    types |= {name: kind for name, kind in optional.items() if (path / f"{name}.npy").exists()}
+    types |= {name: optional[name] for name in optional if (path / f"{name}.npy").exists()}
     arrays = {name: load_array(path / f"{name}.npy", kind) for name, kind in types.items()}
     if str(read_metadata(path)) != str(metadata):  # some arrays may be the old ones; as text, NaN equals NaN
         raise UserError(f"{path} was replaced while it was read; start again.")
@@ -372,10 +370,8 @@ def load_dataset(path: Path, env_id: str | None, verify: bool = False, allow_ver
     outside = inside & ((actions < low - 1e-5) | (actions > high + 1e-5)).any(-1)
     if outside.any():
         e, t = np.argwhere(outside)[0].tolist()
-        raise UserError(
-            f"{path}/actions.npy: the action at [{e}, {t}] is {actions[e, t].tolist()}, outside of the environment's "
-            f"bounds {low.tolist()} to {high.tolist()}; the data must have the environment's own actions."
-        )
+        wrong = f"{path}/actions.npy: the action at [{e}, {t}] is {actions[e, t].tolist()}, outside of the bounds"
+        raise UserError(f"{wrong} {low.tolist()} to {high.tolist()}; the data must have the environment's own actions.")
     parts = lengths, actions, arrays["success_examples"], observations[:, 0]
     checksum = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
     return Dataset(**arrays, action_bounds=bounds, checksum=checksum)
@@ -409,10 +405,8 @@ def split_dataset(dataset: Dataset, holdout_fraction: float, num_success: int, r
         seen |= set(pool).intersection(o.tobytes() for o in dataset.observations[e, : dataset.lengths[e] + 1])
     usable = [i for i in rng.permutation(len(pool)) if pool[i] not in seen]
     if len(usable) < num_success:
-        raise UserError(
-            f"--num-success is {num_success}; of {len(pool)} success examples {len(usable)} are not in held-out "
-            "episodes; ask for fewer, or for a smaller --holdout-fraction."
-        )
+        there = f"of {len(pool)} success examples {len(usable)} are not in held-out episodes"
+        raise UserError(f"--num-success is {num_success}; {there}; ask for fewer, or for a smaller --holdout-fraction.")
     return training, heldout, np.array(dataset.success_examples[usable[:num_success]])
 
 
@@ -438,16 +432,14 @@ def transitions(dataset: Dataset, episodes: np.ndarray) -> Transitions:
 
 def load_labelled(path: Path, dataset: Dataset, episodes: np.ndarray) -> dict[str, np.ndarray]:
     """Return states by label for metrics that no training sees: `start`, and by successes.npy `success`, `failure`."""
-    inside = np.arange(dataset.observations.shape[1]) <= dataset.lengths[episodes, None]
-    solved = failed = np.zeros_like(inside)
+    states, rng = {"start": dataset.observations[episodes[:1000], 0]}, np.random.default_rng(0)
+    inside, flags = np.arange(dataset.observations.shape[1]) <= dataset.lengths[episodes, None], None
     if (path / "successes.npy").exists():
         flags, size = load_array(path / "successes.npy", "|b1"), dataset.observations.shape[:2]
         if flags.shape != size:
             raise UserError(f"{path}/successes.npy has shape {flags.shape}; the observations need {size}.")
-        solved = flags[episodes] & inside
-        failed = inside & ~solved
-    states, rng = {"start": dataset.observations[episodes[:1000], 0]}, np.random.default_rng(0)
-    for label, wanted in (("success", solved), ("failure", failed)):
+    for label in ("success", "failure"):
+        wanted = inside & (False if flags is None else flags[episodes] == (label == "success"))
         index, t = rng.permutation(np.argwhere(wanted))[:1000].T
         states[label] = dataset.observations[episodes[index], t]
     return states

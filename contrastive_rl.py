@@ -1,9 +1,7 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = [
-#     "torch>=2.6", "numpy>=1.26", "scipy>=1.11", "gymnasium>=1.2,<2", "filelock>=3.12", "tyro>=0.9", "tqdm>=4.66",
-#     "tensorboard>=2.21", "mujoco==3.3.0", "metaworld==3.1.1", "gymnasium-robotics==1.4.2", "pillow>=10",
-# ]
+# dependencies = ["torch>=2.6", "numpy>=1.26", "scipy>=1.11", "gymnasium>=1.2,<2", "filelock>=3.12", "tyro>=0.9",
+#     "tqdm>=4.66", "tensorboard>=2.21", "mujoco==3.3.0", "metaworld==3.1.1", "gymnasium-robotics==1.4.2", "pillow>=10"]
 # ///
 """Contrastive RL: goal-conditioned control without rewards, online or from a dataset.
 
@@ -30,10 +28,10 @@ Differences from the paper and the released code (docs/contrastive_rl.md has the
 
 import copy
 import json
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -95,12 +93,10 @@ class Args:
 def mlp(sizes: list[int], generator: Generator) -> nn.Sequential:
     """Return a ReLU network with a linear last layer, Glorot-uniform weights and zero biases."""
     layers: list[nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
-        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)  # which would draw from the global generator
-        nn.init.xavier_uniform_(linear.weight, generator=generator)
-        nn.init.zeros_(linear.bias)
-        layers += [linear, nn.ReLU()] if i < len(sizes) - 2 else [linear]
-    return nn.Sequential(*layers)
+    for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
+        layers += [nn.ReLU(), nn.utils.skip_init(nn.Linear, fan_in, fan_out)]  # nn.Linear draws from global state
+        nn.init.xavier_uniform_(layers[-1].weight, generator=generator), nn.init.zeros_(layers[-1].bias)
+    return nn.Sequential(*layers[1:])  # no activation before the first layer
 
 
 class Actor(nn.Module):
@@ -353,18 +349,6 @@ def load_actor(checkpoint: dict[str, Any]) -> Actor:
     return actor
 
 
-def start_tracking(args: Args, config: dict[str, Any], run_id: str | None = None) -> Any:
-    """Start a run on Weights & Biases, or go on with one; return it. Raises common.UserError if that cannot be done."""
-    try:
-        import wandb  # optional, and slow to import
-
-        place = {"project": args.wandb_project, "entity": args.wandb_entity, "dir": args.run_dir}
-        return wandb.init(**place, name=args.run_dir.name, config=config, id=run_id, resume="allow")
-    except Exception as error:  # ImportError, or one of half a dozen types for a missing account or network
-        reason = f"--track cannot start Weights & Biases ({common.first_line(error)})"
-        raise common.UserError(f"{reason}; `pip install wandb` and `wandb login`, or set WANDB_MODE=offline.") from None
-
-
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate, write policy.pt2 and result.json, return the latter. Raises common.UserError for a mistake."""
     started, args = time.perf_counter(), replace(args)
@@ -408,7 +392,6 @@ def train(args: Args) -> dict[str, Any]:
         warmup = args.warmup_steps if args.seed_episodes else 0
         total = warmup + -(-args.train_steps // 2)
 
-    # 32 bits are all that PyTorch's CPU generator reads of a seed.
     generator = Generator().manual_seed(int(common.seed_sequence(args.seed, "weights").generate_state(1)[0]))
     actor = Actor(dims, args.hidden_dim, generator, 0.1 if cloning else 1e-3)
     critic = Critic(dims, args.hidden_dim, args.repr_dim, generator)
@@ -443,15 +426,15 @@ def train(args: Args) -> dict[str, Any]:
                 writer.add_scalar(name, value, step)
             file.write(json.dumps({"step": step, "env_steps": player.steps if player else 0} | line) + "\n")
         if args.track:
-            tracking.log(line, step)
+            tracker.log(line, step)
 
     networks, seconds, checkpoints, result = (actor, critic, target, log_alpha), {}, [], {}
     spend("data")
     # Learning is fast at first: checkpoints after 1/512, ..., 1/2 and all of the gradient steps, and an untrained one.
     save_at = {0} | {-(-total // 2**k) for k in range(10)} if args.behavior_dir else set()
     progress = tqdm(desc=f"{METHOD} on {args.env_id}", total=total, mininterval=2)
-    tracking = start_tracking(args, plain) if args.track else nullcontext()
-    with common.explain_os_errors(args.run_dir), SummaryWriter(args.run_dir) as writer, progress, tracking:
+    tracker = import_module("tracking").start(args, plain) if args.track else nullcontext()
+    with common.explain_os_errors(args.run_dir), SummaryWriter(args.run_dir) as writer, progress, tracker:
         for step in range(total + 1):
             if step in save_at:
                 # float16 halves the file and the policy acts alike; means and standard deviations need float32's range.
@@ -492,7 +475,5 @@ def train(args: Args) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
+    with common.user_errors("interrupted; a run of this script cannot be resumed."):
         train(tyro.cli(Args))
-    except (common.UserError, OSError, KeyboardInterrupt) as error:
-        sys.exit(f"error: {str(error) or 'interrupted; a run of this script cannot be resumed.'}")

@@ -1,10 +1,8 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = [
-#     "torch>=2.6", "numpy>=1.26", "scipy>=1.11", "gymnasium>=1.2,<2", "filelock>=3.12", "tyro>=0.9", "tqdm>=4.66",
-#     "tensorboard>=2.21", "mujoco==3.3.0", "metaworld==3.1.1", "gymnasium-robotics==1.4.2", "pillow>=10",
-#     "imageio[ffmpeg]>=2.34",
-# ]
+# dependencies = ["torch>=2.6", "numpy>=1.26", "scipy>=1.11", "gymnasium>=1.2,<2", "filelock>=3.12", "tyro>=0.9",
+#     "tqdm>=4.66", "tensorboard>=2.21", "mujoco==3.3.0", "metaworld==3.1.1", "gymnasium-robotics==1.4.2", "pillow>=10",
+#     "imageio[ffmpeg]>=2.34"]
 # ///
 """Play, measure and film a trained policy, from its policy.pt2 and result.json alone (docs/training.md).
 
@@ -19,6 +17,7 @@ policy.pt2 needs no file of this project: three lines load it, on a CPU or a GPU
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +42,7 @@ class Args:
 def load_policy(run_dir: Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, Any]]:
     """Return the policy, from one observation to one action, and what result.json holds. Raises common.UserError."""
     logging.getLogger("torch.export").setLevel(logging.ERROR)  # its warnings hold tracebacks
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # no code in pickles, which torch.export.load allows
     try:
         result = json.loads((run_dir / "result.json").read_text())
         result["args"]["env_id"]  # which a run's own file holds
@@ -135,5 +135,5 @@ def evaluate(args: Args) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with common.user_errors():
+    with common.user_errors("interrupted; nothing was written."):
         evaluate(tyro.cli(Args))

@@ -1,9 +1,7 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = [
-#     "torch>=2.6", "numpy>=1.26", "scipy>=1.11", "gymnasium>=1.2,<2", "filelock>=3.12", "tyro>=0.9", "tqdm>=4.66",
-#     "tensorboard>=2.21", "mujoco==3.3.0", "metaworld==3.1.1", "gymnasium-robotics==1.4.2", "pillow>=10",
-# ]
+# dependencies = ["torch>=2.6", "numpy>=1.26", "scipy>=1.11", "gymnasium>=1.2,<2", "filelock>=3.12", "tyro>=0.9",
+#     "tqdm>=4.66", "tensorboard>=2.21", "mujoco==3.3.0", "metaworld==3.1.1", "gymnasium-robotics==1.4.2", "pillow>=10"]
 # ///
 """ORIL: learn a reward from a few success examples, then a policy from that reward and the trajectories.
 
@@ -31,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -89,13 +88,11 @@ class Args:
 def mlp(sizes: list[int], generator: Generator, layer_norm: bool = False) -> nn.Sequential:
     """Return a ReLU network with a linear last layer, Glorot-uniform weights and zero biases."""
     layers: list[nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
-        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)  # which would draw from the global generator
-        nn.init.xavier_uniform_(linear.weight, generator=generator)
-        nn.init.zeros_(linear.bias)
-        hidden = [linear, nn.LayerNorm(fan_out), nn.ReLU()] if layer_norm else [linear, nn.ReLU()]
-        layers += hidden if i < len(sizes) - 2 else [linear]
-    return nn.Sequential(*layers)
+    for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
+        hidden = [nn.LayerNorm(fan_in), nn.ReLU()] if layer_norm else [nn.ReLU()]
+        layers += [*hidden, nn.utils.skip_init(nn.Linear, fan_in, fan_out)]  # nn.Linear draws from global state
+        nn.init.xavier_uniform_(layers[-1].weight, generator=generator), nn.init.zeros_(layers[-1].bias)
+    return nn.Sequential(*layers[len(hidden) :])  # no activation before the first layer
 
 
 class Encoder(nn.Module):
@@ -367,18 +364,6 @@ def load_checkpoint(args: Args) -> tuple[dict[str, Any], Args]:
         raise common.UserError(f"{reason}; if it was stopped before its first checkpoint, start anew.") from None
 
 
-def start_tracking(args: Args, config: dict[str, Any], run_id: str | None = None) -> Any:
-    """Start a run on Weights & Biases, or go on with one; return it. Raises common.UserError if that cannot be done."""
-    try:
-        import wandb  # optional, and slow to import
-
-        place = {"project": args.wandb_project, "entity": args.wandb_entity, "dir": args.run_dir}
-        return wandb.init(**place, name=args.run_dir.name, config=config, id=run_id, resume="allow")
-    except Exception as error:  # ImportError, or one of half a dozen types for a missing account or network
-        reason = f"--track cannot start Weights & Biases ({common.first_line(error)})"
-        raise common.UserError(f"{reason}; `pip install wandb` and `wandb login`, or set WANDB_MODE=offline.") from None
-
-
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate, write policy.pt2 and result.json, return the latter. Raises common.UserError for a mistake."""
     started, (checkpoint, args) = time.perf_counter(), load_checkpoint(args) if args.resume else ({}, replace(args))
@@ -401,9 +386,6 @@ def train(args: Args) -> dict[str, Any]:
             part.load_state_dict(checkpoint[name])
         if checkpoint and checkpoint["dataset"] != dataset.checksum:
             raise ValueError("its dataset was another one")
-        fit = [m["exp_avg"].shape == p.shape == m["exp_avg_sq"].shape for p, m in optimizer.state.items()]
-        if not all(fit) or (first_step > 1 and len(fit) != sum(len(g["params"]) for g in optimizer.param_groups)):
-            raise ValueError("its optimiser's moments do not fit its parameters")  # load_state_dict does not check
     except Exception as error:  # of half a dozen types
         raise common.UserError(f"{args.run_dir} cannot be resumed ({common.first_line(error)}); start anew.") from None
 
@@ -415,7 +397,7 @@ def train(args: Args) -> dict[str, Any]:
         args.run_dir.mkdir(parents=True, exist_ok=True)
         if path.exists() and not checkpoint:
             raise common.UserError(f"{args.run_dir} holds a run; choose another --run-dir, or --resume that one.")
-        tracking = start_tracking(args, plain, checkpoint.get("track")) if args.track else nullcontext()
+        tracker = import_module("tracking").start(args, plain, checkpoint.get("track")) if args.track else nullcontext()
         with open(path, "ab" if checkpoint else "xb") as file:  # what came after the checkpoint is written again
             file.truncate(min(checkpoint.get("log_size", 0), file.tell()))
         writer = SummaryWriter(args.run_dir, purge_step=first_step + 1)
@@ -436,7 +418,7 @@ def train(args: Args) -> dict[str, Any]:
                 writer.add_scalar(name, value, step)
             file.write(json.dumps({"step": step} | line) + "\n")
         if args.track:
-            tracking.log(line, step)
+            tracker.log(line, step)
 
     def evaluate_now(step: int) -> dict[str, Any]:
         spend("training")
@@ -450,7 +432,7 @@ def train(args: Args) -> dict[str, Any]:
         writer.flush()  # a resumed run writes only what follows
         content = {name: part.state_dict() for name, part in parts.items()} | {"step": step, "method": METHOD}
         content |= {"args": plain, "dataset": dataset.checksum, "seconds": seconds, "log_size": path.stat().st_size}
-        content["track"] = tracking.id if args.track else None  # of the run on Weights & Biases
+        content["track"] = tracker.id if args.track else None  # of the run on Weights & Biases
         moments = [moment for state in optimizer.state.values() for moment in state.values()]
         if not all(torch.isfinite(x).all() for x in [*networks.parameters(), *moments]):
             raise common.UserError(f"the networks are not finite at step {step}; try a smaller --learning-rate.")
@@ -459,7 +441,7 @@ def train(args: Args) -> dict[str, Any]:
 
     spend("data")
     saved = time.monotonic()
-    with common.explain_os_errors(args.run_dir), writer, progress, tracking, ThreadPoolExecutor(1) as thread:
+    with common.explain_os_errors(args.run_dir), writer, progress, tracker, ThreadPoolExecutor(1) as thread:
         ahead = thread.submit(sample, data, args, first_step)  # the next batch is drawn while this one is trained on
         for step in range(first_step, args.gradient_steps):
             if args.eval_episodes and args.eval_interval and step % args.eval_interval == 0:
@@ -478,8 +460,8 @@ def train(args: Args) -> dict[str, Any]:
         result = evaluate_now(args.gradient_steps) if args.eval_episodes else {}
 
     inputs, batch = (torch.from_numpy(np.zeros_like(dataset.observations[:2, 0])),), torch.export.Dim("batch")
-    export = torch.export.export, networks.actor.cpu().requires_grad_(False), inputs  # in a thread: no Ctrl-C there
-    program = ThreadPoolExecutor(1).submit(*export, dynamic_shapes=({0: batch},)).result()
+    export = torch.export.export, networks.actor.cpu().requires_grad_(False), inputs
+    program = ThreadPoolExecutor(1).submit(*export, dynamic_shapes=({0: batch},)).result()  # no signal is handled there
     with common.write_file(args.run_dir / "policy.pt2") as file:
         torch.export.save(program, file)
     result |= {"method": METHOD, "args": plain, "dataset": dataset.checksum, "seconds": seconds}
@@ -494,5 +476,5 @@ def train(args: Args) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with common.user_errors():
+    with common.user_errors("interrupted; --resume RUN_DIR goes on from the last checkpoint."):
         train(tyro.cli(Args))

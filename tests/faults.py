@@ -4,7 +4,9 @@
     python tests/faults.py --only kill_training damaged_checkpoint --tries 5
     pytest -m slow -n0 tests/faults.py
 
-A try depends on its seed: `--only NAME --tries 1 --seed SEED`, which a failure prints, makes the same one. All scripts
+A try depends on its seed: `--only NAME --tries 1 --seed SEED`, which a failure prints, makes the same one. A try in
+which the fault did not happen, because the disk was large enough or the process had ended before, does not count. Of
+some faults there are several kinds, in turn by the seed; each has as many tries. All scripts
 are imported once; a try runs them as `__main__` in forked processes, which need not import them again. The workers of a
 collection are processes of their own as always. A moment is given in seconds of processor time of the processes that it
 is about, and so depends on the machine a little. A full or a read-only disk is a tmpfs, which needs root.
@@ -28,6 +30,7 @@ import sys
 import tempfile
 import time
 import traceback
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -116,7 +119,7 @@ class Run:
         self.process.join(seconds)
         try:
             assert self.process.exitcode is not None, f"it hangs: {self.text()[-2000:]}"
-            gone = time.monotonic() + 600
+            gone = time.monotonic() + 60
             while left := self.processes():
                 assert time.monotonic() < gone, f"processes are left over: {left}"
                 time.sleep(0.1)
@@ -339,9 +342,8 @@ def terminate_collection(rng: np.random.Generator, directory: Path) -> str:
     return stop_collection(rng, directory, signal.SIGTERM, collect(place), place / "data")
 
 
-def kill_collection_worker(rng: np.random.Generator, directory: Path) -> str:
-    """kill -9 of one of two workers: one sentence, no process and no file left"""
-    place, run = directory / "place", None
+def stop_collection_worker(rng: np.random.Generator, directory: Path, number: int) -> str:
+    place = directory / "place"
     run = collect(place, workers=2)
     alive = run.wait_until(rng.uniform(0, 1.5) * collection_seconds(), with_workers=True)
     workers = []
@@ -352,12 +354,22 @@ def kill_collection_worker(rng: np.random.Generator, directory: Path) -> str:
         time.sleep(0.02)
     if workers:
         with contextlib.suppress(psutil.NoSuchProcess):
-            workers[rng.integers(len(workers))].kill()
+            workers[rng.integers(len(workers))].send_signal(number)
     if run.wait() == 0:
         return what_is_there(place / "data", leftovers=False)
     run.refuses("a worker process has ended")
     assert not (place / "data").exists()
     return what_is_there(place / "data", leftovers=False)
+
+
+def kill_collection_worker(rng: np.random.Generator, directory: Path) -> str:
+    """kill -9 of one of two workers: one sentence, no process and no file left"""
+    return stop_collection_worker(rng, directory, signal.SIGKILL)
+
+
+def terminate_collection_worker(rng: np.random.Generator, directory: Path) -> str:
+    """SIGTERM of one of two workers: one sentence, no process and no file left"""
+    return stop_collection_worker(rng, directory, signal.SIGTERM)
 
 
 def stop_making_data(rng: np.random.Generator, directory: Path, number: int) -> str:
@@ -385,7 +397,7 @@ def full_disk_training(rng: np.random.Generator, directory: Path) -> str:
     """training on a full tmpfs: one sentence, files whole; with more space, resumed to the same bits"""
     script = any_method(rng)
     size = sum(path.stat().st_size for path in reference(script)[0].iterdir())
-    with disk(directory / "disk", 4096 * int(rng.integers(1, 2 + 1.5 * size // 4096))) as place:
+    with disk(directory / "disk", 4096 * int(rng.integers(1, 2 + size // 4096))) as place:
         run = train(directory, script, home() / "data", place / "run")
         if run.wait() == 0:
             assert_same_bits(place / "run", reference(script)[0])
@@ -405,7 +417,7 @@ def full_disk_saving(rng: np.random.Generator, directory: Path) -> str:
     arguments = observations, rng.uniform(-1, 1, (episodes, steps, 4)), observations[:, 0], [False] * episodes
     common.save_dataset(directory / "whole", *arguments)
     pages = sum(-(-path.stat().st_size // 4096) for path in (directory / "whole").iterdir())
-    with disk(directory / "disk", 4096 * int(rng.integers(1, 1.5 * pages + 4))) as place:
+    with disk(directory / "disk", 4096 * int(rng.integers(1, pages + 4))) as place:
 
         def main() -> None:
             with common.user_errors():
@@ -452,9 +464,9 @@ def full_disk_collection(rng: np.random.Generator, directory: Path) -> str:
         return "refused at the end" if "device" in sentence else "refused at once"
 
 
-def read_only(rng: np.random.Generator, directory: Path) -> str:
+def read_only(rng: np.random.Generator, directory: Path, number: int) -> str:
     """read-only tmpfs for a run, a resumed run, a collection, a film: one sentence, no file"""
-    kind, script = str(rng.choice(["new run", "resume", "collection", "film"])), any_method(rng)
+    kind, script = ["new run", "resume", "collection", "film"][number], any_method(rng)
     with disk(directory / "disk", 10**7) as place:
         shutil.copytree(reference(script)[0], place / "run")
         before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
@@ -470,6 +482,19 @@ def read_only(rng: np.random.Generator, directory: Path) -> str:
         run.refuses("Read-only file system")
         assert before == {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
     return kind
+
+
+def full_disk_film(rng: np.random.Generator, directory: Path) -> str:
+    """a film on a full tmpfs: one sentence, nothing left"""
+    run_dir = reference("bc")[0]
+    with disk(directory / "disk", 4096 * int(rng.integers(1, 60))) as place:
+        run = Run(directory, "evaluate", run_dir, *flags(episodes=1, video=place / "film.gif"))
+        if run.wait() == 0:
+            assert (place / "film.gif").read_bytes()[-1:] == b";"  # a GIF's last byte
+            return "fits"
+        run.refuses("No space left on device")
+        assert list(place.iterdir()) == [], f"left over: {list(place.iterdir())}"
+    return "refused"
 
 
 def fill(place: Path) -> None:
@@ -496,9 +521,9 @@ def disk_fills_while_training(rng: np.random.Generator, directory: Path) -> str:
         return finish(directory, script, place / "run") if (place / "run").exists() else "refused at once"
 
 
-def together(rng: np.random.Generator, directory: Path) -> str:
+def together(rng: np.random.Generator, directory: Path, number: int) -> str:
     """two runs that start in the same second: a directory each; with one --run-dir, one of them is refused"""
-    script, same = any_method(rng), bool(rng.integers(2))
+    script, same = any_method(rng), bool(number)
     place, run_dir = directory / "place", directory / "place" / "run" if same else None
     runs = [train(place, script, home() / "data", run_dir) for _ in "12"]
     statuses = sorted(run.wait() for run in runs)
@@ -638,11 +663,11 @@ def clock_set_back(rng: np.random.Generator, directory: Path) -> str:
 # ------------------------------------------------------------------------------------------------------- damaged files
 
 
-def damage(rng: np.random.Generator, path: Path) -> str:
+def damage(rng: np.random.Generator, path: Path, number: int) -> str:
     """Cut a file off at a random byte, or flip one random bit; return which."""
     content = bytearray(path.read_bytes())
     place = int(rng.integers(len(content)))
-    if rng.integers(2):
+    if number == 0:
         path.write_bytes(content[:place])
         return "truncated"
     content[place] ^= 1 << int(rng.integers(8))
@@ -650,11 +675,11 @@ def damage(rng: np.random.Generator, path: Path) -> str:
     return "bit flipped"
 
 
-def damaged_checkpoint(rng: np.random.Generator, directory: Path) -> str:
+def damaged_checkpoint(rng: np.random.Generator, directory: Path, number: int) -> str:
     """a truncated or bit-flipped checkpoint: one sentence and nothing written, or the same bits"""
     script = any_method(rng)
     run_dir = shutil.copytree(reference(script)[0], directory / "run")
-    kind = damage(rng, run_dir / "checkpoint.pt")
+    kind = damage(rng, run_dir / "checkpoint.pt", number)
     before = {path: path.read_bytes() for path in run_dir.iterdir()}
     run = resume(directory, script, run_dir)
     if run.wait() == 0:
@@ -665,11 +690,11 @@ def damaged_checkpoint(rng: np.random.Generator, directory: Path) -> str:
     return f"{kind}: refused"
 
 
-def damaged_policy(rng: np.random.Generator, directory: Path) -> str:
+def damaged_policy(rng: np.random.Generator, directory: Path, number: int) -> str:
     """a truncated or bit-flipped policy: evaluate.py ends with one sentence, or plays the same policy"""
     script = any_method(rng)
     run_dir = shutil.copytree(reference(script)[0], directory / "run")
-    kind = damage(rng, run_dir / "policy.pt2")
+    kind = damage(rng, run_dir / "policy.pt2", number)
     run = Run(directory, "evaluate", run_dir, "--episodes", 1)
     if run.wait() == 0:
         assert_same_bits(run_dir, reference(script)[0])
@@ -678,22 +703,22 @@ def damaged_policy(rng: np.random.Generator, directory: Path) -> str:
     return f"{kind}: refused"
 
 
-def damaged_result(rng: np.random.Generator, directory: Path) -> str:
+def damaged_result(rng: np.random.Generator, directory: Path, number: int) -> str:
     """a truncated or bit-flipped result.json: evaluate.py ends with one sentence, or plays"""
     run_dir = shutil.copytree(reference("bc")[0], directory / "run")
-    kind = damage(rng, run_dir / "result.json")
+    kind = damage(rng, run_dir / "result.json", number)
     run = Run(directory, "evaluate", run_dir, "--episodes", 1)
     if run.wait() == 0:
         return f"{kind}: played"
-    run.refuses()
+    run.refuses(str(run_dir), "there is no environment")
     return f"{kind}: refused"
 
 
-def damaged_array(rng: np.random.Generator, directory: Path) -> str:
+def damaged_array(rng: np.random.Generator, directory: Path, number: int) -> str:
     """a truncated or bit-flipped array: with --verify always one sentence, no run; without, no traceback"""
     script, verify = any_method(rng), bool(rng.integers(2))
     data = shutil.copytree(home() / "data", directory / "data")
-    kind = damage(rng, rng.choice(sorted(data.glob("*.npy"))))
+    kind = damage(rng, rng.choice(sorted(data.glob("*.npy"))), number)
     run = train(directory, script, data, directory / "run", **({"verify": True} if verify else {}))
     if run.wait() == 0:
         assert not verify, "the damage was not found"
@@ -704,11 +729,11 @@ def damaged_array(rng: np.random.Generator, directory: Path) -> str:
     return f"{kind}: refused"
 
 
-def damaged_metadata(rng: np.random.Generator, directory: Path) -> str:
+def damaged_metadata(rng: np.random.Generator, directory: Path, number: int) -> str:
     """a truncated or bit-flipped metadata.json: one sentence and no run, or a run on the same arrays"""
     script = any_method(rng)
     data = shutil.copytree(home() / "data", directory / "data")
-    kind = damage(rng, data / "metadata.json")
+    kind = damage(rng, data / "metadata.json", number)
     run = train(directory, script, data, directory / "run", **({"verify": True} if rng.integers(2) else {}))
     if run.wait() == 0:
         one, two = (load_checkpoint(path) for path in (directory / "run", reference(script)[0]))
@@ -733,8 +758,9 @@ class Trap:
 
 
 def trap(rng: np.random.Generator, path: Path, marker: Path) -> str:
-    """Put a pickle that creates the marker in place of a file, in one of three formats; return which."""
-    kind = str(rng.choice(["pickle", "torch.save", "object array", "npz"]))
+    """Put a pickle that creates the marker in place of a file, or of an exported policy's inputs; return which."""
+    kinds = ["pickle", "torch.save", "object array", "npz"]
+    kind = str(rng.choice(kinds + ["inputs"] * 4 * (path.suffix == ".pt2")))
     buffer = io.BytesIO()
     if kind == "pickle":
         pickle.dump(Trap(marker), buffer)
@@ -742,6 +768,11 @@ def trap(rng: np.random.Generator, path: Path, marker: Path) -> str:
         torch.save({"checkpoint": Trap(marker)}, buffer)
     elif kind == "object array":
         np.save(buffer, np.array([Trap(marker)] * 40, object), allow_pickle=True)
+    elif kind == "inputs":
+        torch.save((Trap(marker),), inputs := io.BytesIO())
+        with zipfile.ZipFile(path) as whole, zipfile.ZipFile(buffer, "w") as changed:
+            for name in whole.namelist():
+                changed.writestr(name, inputs.getvalue() if "inputs" in name else whole.read(name))
     else:
         np.savez(buffer, np.array([Trap(marker)], object))
     path.write_bytes(buffer.getvalue())
@@ -778,8 +809,10 @@ def code_in_pickles(rng: np.random.Generator, directory: Path) -> str:
             start = functools.partial(train, directory, reader, data, directory / "new", **changes)
         before = path.read_bytes() if path.exists() else None
         kind = trap(rng, path, marker)
+        words = {"checkpoint.pt": "cannot be resumed", "critic": "--critic", "behavior": "FetchReach.pt"}
+        words |= dict.fromkeys(("policy.pt2", "result.json"), "is not a finished run")
         try:
-            start().refuses()
+            start().refuses(words.get(name, name))
         except AssertionError as error:
             raise AssertionError(f"{kind} in place of {name}: {error}") from None
         assert not marker.exists(), f"{kind} in place of {name} has run code"
@@ -905,12 +938,15 @@ FAULTS: dict[str, Callable[[np.random.Generator, Path], str]] = {
     fault.__name__: fault
     for fault in (
         kill_training, terminate_training, kill_collection, terminate_collection, kill_collection_worker,
-        kill_making_data, terminate_making_data, full_disk_training, full_disk_saving, full_disk_collection, read_only,
-        disk_fills_while_training, together, together_collecting, damaged_checkpoint, damaged_policy, damaged_result,
-        damaged_array, damaged_metadata, code_in_pickles, random_edits, replaced_while_training, replaced_while_loaded,
-        clock_set_back,
+        terminate_collection_worker, kill_making_data, terminate_making_data, full_disk_training, full_disk_saving,
+        full_disk_collection, full_disk_film, disk_fills_while_training, read_only, together, together_collecting,
+        damaged_checkpoint, damaged_policy, damaged_result, damaged_array, damaged_metadata, code_in_pickles,
+        random_edits, replaced_while_training, replaced_while_loaded, clock_set_back,
     )
 }  # fmt: skip
+KINDS = {"read_only": 4, "together": 2, "damaged_checkpoint": 2, "damaged_policy": 2, "damaged_result": 2}
+KINDS |= {"damaged_array": 2, "damaged_metadata": 2}  # of a fault, which is given the number of one
+NOTHING = "fits", "ended before", "stopped 0x"  # how outcomes begin in which the fault did not happen
 
 
 # ------------------------------------------------------------------------------------------------------------- running
@@ -922,14 +958,20 @@ def attempt(name: str, seed: int) -> str:
     home()
     with tempfile.TemporaryDirectory(prefix="fault-") as directory:
         (Path(directory) / "try").mkdir()
-        return FAULTS[name](rng, Path(directory) / "try")
+        return FAULTS[name](rng, Path(directory) / "try", *((seed % KINDS[name],) if name in KINDS else ()))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault(name):
-    for seed in range(TRIES):
+    for seed in range(TRIES * KINDS.get(name, 1)):
         attempt(name, seed)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_damaged_checkpoint_is_refused(seed):
+    """One try of each kind; `python tests/faults.py` makes the others."""
+    assert attempt("damaged_checkpoint", seed).endswith("refused")
 
 
 @dataclass
@@ -937,7 +979,7 @@ class Args:
     only: tuple[str, ...] = ()
     """names of faults; all if not given"""
     tries: int = TRIES
-    """of each fault"""
+    """of each fault, or of each kind of it, in which it happened"""
     seed: int = 0
     """of the first try; the next one's is one more"""
 
@@ -948,18 +990,22 @@ def main(args: Args) -> bool:
         raise common.UserError(f"--only is {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}.")
     rows, began, failed = [], time.monotonic(), 0
     for name in args.only or FAULTS:
-        outcomes, failures = Counter(), 0
-        for seed in range(args.seed, args.seed + args.tries):
+        outcomes, failures, seeds, tries = Counter(), 0, itertools.count(args.seed), 0
+        while tries < args.tries * KINDS.get(name, 1):
+            seed = next(seeds)
             try:
-                outcomes[attempt(name, seed)] += 1
+                outcome = attempt(name, seed)
             except pytest.skip.Exception as reason:
-                outcomes[f"skipped: {reason}"] += 1
+                outcome = f"skipped: {reason}"
             except Exception as error:
-                failures += 1
+                failures, tries = failures + 1, tries + 1
                 shown = error if isinstance(error, AssertionError) else "".join(traceback.format_exception(error))
                 print(f"FAILED: --only {name} --tries 1 --seed {seed}: {shown}", flush=True)
+                continue
+            outcomes[outcome] += 1
+            tries += not outcome.startswith(NOTHING)
         happened = ", ".join(f"{outcome} ({count})" for outcome, count in sorted(outcomes.items()))
-        rows.append(f"| `{name}` | {FAULTS[name].__doc__} | {args.tries} | {happened} | {failures} |")
+        rows.append(f"| `{name}` | {FAULTS[name].__doc__} | {tries} | {happened} | {failures} |")
         print(f"{time.monotonic() - began:.0f} s: {name}: {happened}; {failures} failures", flush=True)
         failed += failures
     print("\n| fault | what is tried and must hold | tries | what happened | failures |\n|---|---|---|---|---|")

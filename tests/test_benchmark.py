@@ -765,7 +765,7 @@ def test_values_are_those_of_the_critic(objective, reach_dataset, tmp_path, monk
         assert row["end"] == end and row["states"] == states and row["nothing"] == 0 and row["best_random"] > -1
     assert values.measure_solved(*loaded, episodes=2)[0]["states"] == 2
     monkeypatch.undo()
-    monkeypatch.setattr(values.measure_solved, "__defaults__", (2,))
+    monkeypatch.setattr(values.measure_solved.__wrapped__, "__defaults__", (2,))
     values.main(tmp_path / "run")
     assert len(capsys.readouterr().out.splitlines()) >= 3 + len(found)
     with pytest.raises(common.UserError, match="is no run directory"):

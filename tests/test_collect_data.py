@@ -82,7 +82,8 @@ def read_files(path):
 
 
 def test_same_command_gives_the_same_bytes_with_any_number_of_workers_and_in_a_thread(reach_dataset, tmp_path):
-    workers = 2 if len(os.sched_getaffinity(0)) == 1 else 1  # the fixture has one for each core
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = 2 if cores == 1 else 1  # the fixture has one for each core
     args = collect_data.Args(num_episodes=40, output=tmp_path / "data", num_workers=workers)
     thread = threading.Thread(target=collect_data.collect, args=(args,))
     thread.start()

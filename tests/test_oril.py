@@ -529,8 +529,8 @@ def test_td3_finds_the_exact_q_function_of_a_small_mdp(learn_policy, end):
         networks.actor.net[0].weight.mul_(5)  # a policy that differs from state to state
     networks.targets.actor.load_state_dict(networks.actor.state_dict())
     learned = [*networks.critic.parameters(), *(networks.actor.parameters() if learn_policy else ())]
-    optimizer, gradient_steps = torch.optim.Adam(learned, 2e-3), 3000 if end is None else 1500
-    args = oril.Args(batch_size=256, num_success=1, discount=discount, alpha=500.0, tau=0.05)
+    optimizer, gradient_steps = torch.optim.Adam(learned, 2e-3), 1500
+    args = oril.Args(batch_size=256, num_success=1, discount=discount, alpha=500.0, tau=0.1)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, gradient_steps)
     examples = torch.from_numpy(one_hot[:1])
     for step in range(gradient_steps):

@@ -69,10 +69,10 @@ gym.register("PointMassNoSuccess-v0", PointMass, max_episode_steps=40, kwargs={"
 FLAGS = ["--hidden-dim", "64", "--batch-size", "128", "--learning-rate", "0.003", "--eval-interval", "0"]
 FLAGS += ["--num-threads", "1", "--device", "cpu", "--dataset", "data", "--run-dir", "run"]
 SCRIPT_FLAGS = {"laeo": ["--gradient-steps", "2500", "--discount", "0.9", "--num-success", "40"]}
-SCRIPT_FLAGS["oril"] = SCRIPT_FLAGS["purl"] = [*SCRIPT_FLAGS["laeo"], "--reward-learning-rate", "0.001"]
-SCRIPT_FLAGS["tailo"] = [*SCRIPT_FLAGS["laeo"], "--classifier-steps", "300"]
 SCRIPT_FLAGS["bc"] = ["--gradient-steps", "1500"]
-SCRIPT_FLAGS["cvl"] = ["--gradient-steps", "2500", "--discount", "0.9", "--reward", "rewards"]
+SCRIPT_FLAGS["cvl"] = ["--gradient-steps", "1000", "--discount", "0.9", "--reward", "rewards"]
+SCRIPT_FLAGS["oril"] = SCRIPT_FLAGS["purl"] = ["--gradient-steps", "1000", "--discount", "0.9", "--num-success", "40"]
+SCRIPT_FLAGS["tailo"] = [*SCRIPT_FLAGS["oril"], "--classifier-steps", "300"]
 
 
 def demonstrate(env: gym.Env, goal: np.ndarray, episodes: int = 200) -> tuple[list, list, list]:

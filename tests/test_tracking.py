@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -86,4 +87,14 @@ def test_without_an_account_tracking_is_one_sentence(reach_dataset, tmp_path, of
     assert process.returncode == 1 and list((tmp_path / "run").iterdir()) == []
     (sentence,) = (line for line in process.stderr.splitlines() if line.startswith("error: "))
     assert sentence.startswith("error: --track cannot start Weights & Biases (UsageError: No API key configured)")
+    assert "Traceback" not in process.stderr
+
+
+def test_a_script_that_was_copied_without_tracking_says_what_is_missing(reach_dataset, tmp_path):
+    for name in ("laeo.py", "common.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = [sys.executable, "laeo.py", "--dataset", str(reach_dataset), "--num-success", "10", "--track"]
+    process = subprocess.run([*command, "--eval-episodes", "0"], cwd=tmp_path, capture_output=True, text=True)
+    right = "error: --track needs tracking.py, which is not here; copy it to where the script is."
+    assert process.returncode == 1 and process.stderr.splitlines()[-1] == right
     assert "Traceback" not in process.stderr

@@ -443,6 +443,11 @@ def assert_tensorboard_shows_the_metrics(run_dir):
         assert values == pytest.approx([expected[key]] * len(values), rel=1e-6), key
 
 
+@pytest.mark.parametrize(
+    "script",
+    [name if name in ("laeo", "oril") else pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS],
+    indirect=True,
+)
 def test_killed_and_resumed_run_gives_the_same_bits(script, reach_dataset, tmp_path, monkeypatch):
     """kill -9 in a process of its own; the run's dataset has a relative path, and it is resumed from elsewhere."""
     first, second = tmp_path / "first", tmp_path / "second"
@@ -624,14 +629,6 @@ def damaged_checkpoints(script, run_dir):
         "a step behind the end": {"step": 5},
         "no dataset": {"dataset": None},
     }
-    last = max(state)
-    for moment in ("exp_avg", "exp_avg_sq"):
-        wide = {**state[last], moment: torch.cat([state[last][moment].flatten()] * 2)}
-        cases[f"{moment} of another shape"] = {"optimizer": {"state": {**state, last: wide}, "param_groups": groups}}
-        less = {key: value for key, value in state[last].items() if key != moment}
-        cases[f"no {moment}"] = {"optimizer": {"state": {**state, last: less}, "param_groups": groups}}
-    less = {key: value for key, value in state.items() if key != last}
-    cases["no moments of one parameter"] = {"optimizer": {"state": less, "param_groups": groups}}
     return cases
 
 
@@ -745,7 +742,9 @@ def test_nine_runs_that_start_together_have_nine_directories(script, tmp_path, m
 
     def run(_):
         together.wait(timeout=60)
-        return script.train(small_args(script, tmp_path / "data", None, env_id="own/Points:v0", gradient_steps=1))
+        flags = {"policy_objective": "log_exp_f"} if script is laeo else {}  # without its thousand steps of p*/p
+        args = small_args(script, tmp_path / "data", None, env_id="own/Points:v0", gradient_steps=1, **flags)
+        return script.train(args)
 
     with ThreadPoolExecutor(9) as threads:
         results = list(threads.map(run, range(9)))
@@ -1376,7 +1375,7 @@ def test_actions_outside_of_their_bounds_are_refused_with_their_row(script, tmp_
         common.save_dataset(tmp_path / name, observations, changed, observations[:20, -1])
         args = small_args(script, tmp_path / name, tmp_path / "run", eval_episodes=1)
         message = refuse(script, args, rf"{name}/actions.npy: the action at \[{row[0]}, {row[1]}\] is \[.*-1.75")
-        assert "outside of the environment's bounds [-1.0, -1.0, -1.0, -1.0] to [1.0, 1.0, 1.0, 1.0]" in message
+        assert "outside of the bounds [-1.0, -1.0, -1.0, -1.0] to [1.0, 1.0, 1.0, 1.0]" in message
 
 
 @pytest.mark.parametrize("script", OF_IMAGES.values())
@@ -1524,7 +1523,7 @@ def test_unwritable_run_directory_gets_one_sentence(script, reach_dataset, tmp_p
 # Blocks of the same name are the same in every script, character by character. What may differ: lines that begin so.
 OWN_LINES = {
     "import": ["from copy import deepcopy"],
-    "mlp": ["def mlp(", "layers += ", "hidden = "],  # layer normalisation, for the critic of TD3
+    "mlp": ["def mlp(", "hidden = ", "layers += ", "return nn.Sequential("],  # layer normalisation, for TD3's critic
     "load_data": [
         "def load_data(", '"""Set flags that are not given; ', "training, heldout, ", "return dataset, Data(",
         "labelled = ", "data = Data(", "return dataset, data, ", "if args.only_solved", "training = solved_episodes(",
@@ -1672,7 +1671,7 @@ def test_the_lists_of_what_may_differ_are_no_longer_than_needed():
     [
         ("purl", "total + float(reward)", "total - float(reward)"),
         ("bc", "mean, std = x.mean(0), x.std(0).clamp(min=1e-3)", "mean, std = x.mean(0), x.std(0).clamp(min=1e-2)"),
-        ("oril", "nn.init.zeros_(linear.bias)", "nn.init.ones_(linear.bias)"),
+        ("oril", "nn.init.zeros_(layers[-1].bias)", "nn.init.ones_(layers[-1].bias)"),
         ("laeo", "learning_rate: Share = 1e-3", "learning_rate: Share = 1e-4"),
         ("bc", "if step + 1 == args.gradient_steps or", "if step == 5 or"),
         ("purl", 'group["lr"] = rate * (1 - step', 'group["lr"] = rate * (2 - step'),
@@ -1728,16 +1727,14 @@ def test_purl_without_eta_and_with_orils_loss_is_oril():
 @pytest.mark.parametrize(
     "name, least, most",
     [
-        *((f"{name}.py", 300, 491) for name in SCRIPTS),
-        ("common.py", 1, 480),
+        *((f"{name}.py", 300, 480) for name in SCRIPTS),
+        ("common.py", 1, 472),
         ("collect_data.py", 1, 300),
         ("evaluate.py", 1, 150),
-        ("contrastive_rl.py", 300, 491),
+        ("contrastive_rl.py", 300, 480),
         ("episodes.py", 1, 300),
         ("README.md", 1, 250),
     ],
 )
 def test_files_are_short(name, least, most):
-    """Lines without the metadata that name its libraries."""
-    text = re.sub(r"\A# /// script\n(#.*\n)+?# ///\n", "", (ROOT / name).read_text())
-    assert least <= len(text.splitlines()) <= most
+    assert least <= len((ROOT / name).read_text().splitlines()) <= most
