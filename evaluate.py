@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -42,11 +43,11 @@ class Args:
 def load_policy(run_dir: Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, Any]]:
     """Return the policy, from one observation to one action, and what result.json holds. Raises common.UserError."""
     logging.getLogger("torch.export").setLevel(logging.ERROR)  # its warnings hold tracebacks
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # no code in pickles, which torch.export.load allows
     try:
         result = json.loads((run_dir / "result.json").read_text())
         result["args"]["env_id"]  # which a run's own file holds
-        program = torch.export.load(common.intact(run_dir / "policy.pt2"))
+        with patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):  # else code in pickles would run
+            program = torch.export.load(common.intact(run_dir / "policy.pt2"))
     except Exception as error:  # torch.export.load raises half a dozen types for a damaged file
         raise common.UserError(f"{run_dir} is not a finished run ({common.first_line(error)}).") from None
     policy, example = program.module(), program.example_inputs[0][0][0].numpy()

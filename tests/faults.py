@@ -6,10 +6,12 @@
 
 A try depends on its seed: `--only NAME --tries 1 --seed SEED`, which a failure prints, makes the same one. A try in
 which the fault did not happen, because the disk was large enough or the process had ended before, does not count. Of
-some faults there are several kinds, in turn by the seed; each has as many tries. All scripts
-are imported once; a try runs them as `__main__` in forked processes, which need not import them again. The workers of a
-collection are processes of their own as always. A moment is given in seconds of processor time of the processes that it
-is about, and so depends on the machine a little. A full or a read-only disk is a tmpfs, which needs root.
+some faults there are several kinds, in turn by the seed; each has as many tries.
+
+All scripts are imported once; a try runs them as `__main__` in forked processes, which need not import them again. The
+workers of a collection are processes of their own as always. A moment is given in seconds of processor time of the
+processes that it is about, and so depends on the machine a little. A full or a read-only disk is a tmpfs, which needs
+root.
 """
 
 import atexit

@@ -1733,7 +1733,7 @@ def test_purl_without_eta_and_with_orils_loss_is_oril():
         ("evaluate.py", 1, 150),
         ("contrastive_rl.py", 300, 480),
         ("episodes.py", 1, 300),
-        ("README.md", 1, 260),
+        ("README.md", 1, 250),
     ],
 )
 def test_files_are_short(name, least, most):
