@@ -54,10 +54,6 @@ def user_errors(interrupted: str = "interrupted.") -> Iterator[None]:
     threading.excepthook = lambda _: None  # TensorBoard's: what its thread raises, add_scalar raises here
     try:
         yield
-    except ModuleNotFoundError as error:
-        if error.name != "tracking":
-            raise
-        sys.exit("error: --track needs tracking.py, which is not here; copy it to where the script is.")
     except (UserError, OSError, KeyboardInterrupt) as error:
         sys.exit(f"error: {str(error) or interrupted}")
 
@@ -76,7 +72,7 @@ def episode_seed(seed: int, stream: str, episode: int) -> int:
 
 
 def check_flags(args: Any) -> None:
-    """Raise UserError for a flag of a dataclass that is not within the bounds, or no choice, of its field's type."""
+    """Raise UserError for a flag outside of the bounds or choices of its field's type, or without what it needs."""
     for field in dataclasses.fields(args):
         (least, most), value = getattr(field.type, "__metadata__", (-np.inf, np.inf)), getattr(args, field.name)
         flag = f"--{field.name.replace('_', '-')}"
@@ -84,6 +80,8 @@ def check_flags(args: Any) -> None:
             raise UserError(f"{flag} is {value}; it must be from {least} to {most}.")
         if get_origin(field.type) is Literal and value not in get_args(field.type):
             raise UserError(f"{flag} is {value}; it must be one of {', '.join(map(str, get_args(field.type)))}.")
+    if getattr(args, "track", False) and not importlib.util.find_spec("tracking"):
+        raise UserError("--track needs tracking.py, which is not here; copy it to where the script is.")
 
 
 def first_line(error: BaseException) -> str:

@@ -404,7 +404,7 @@ def train(args: Args) -> dict[str, Any]:
     if args.policy_objective == "weighted":  # on resuming the same is learned again
         data = data._replace(log_ratio=fit_log_ratio(encoder, data, examples, args, generator))
     seconds = checkpoint.get("seconds", {"data": 0.0, "training": 0.0, "evaluation": 0.0})
-    title = f"{METHOD} on {args.env_id}" + (f" (README.md: {README[args.env_id]})" if args.env_id in README else "")
+    title = f"{METHOD} on {args.env_id}" + (f" (README, default flags: {x})" if (x := README.get(args.env_id)) else "")
     progress = tqdm(desc=title, initial=first_step, total=args.gradient_steps, mininterval=1)
 
     def spend(kind: str) -> None:

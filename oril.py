@@ -402,7 +402,7 @@ def train(args: Args) -> dict[str, Any]:
             file.truncate(min(checkpoint.get("log_size", 0), file.tell()))
         writer = SummaryWriter(args.run_dir, purge_step=first_step + 1)
     seconds = checkpoint.get("seconds", {"data": 0.0, "training": 0.0, "evaluation": 0.0})
-    title = f"{METHOD} on {args.env_id}" + (f" (README.md: {README[args.env_id]})" if args.env_id in README else "")
+    title = f"{METHOD} on {args.env_id}" + (f" (README, default flags: {x})" if (x := README.get(args.env_id)) else "")
     progress = tqdm(desc=title, initial=first_step, total=args.gradient_steps, mininterval=1)
 
     def spend(kind: str) -> None:

@@ -525,7 +525,6 @@ def test_a_user_error_is_an_ordinary_exception():
         ),
         (KeyboardInterrupt("interrupted: nothing was written."), "error: interrupted: nothing was written."),
         (KeyboardInterrupt(), "error: interrupted."),
-        (ModuleNotFoundError("No module named 'tracking'", name="tracking"), "error: --track needs tracking.py"),
     ],
     ids=repr,
 )
