@@ -552,8 +552,11 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def fill(text: str, made: dict[str, str] | None = None) -> str:
-    """Return a text in which every table between `<!-- NAME -->` and `<!-- end -->` is made, or taken from `made`."""
-    made = {} if made is None else made
+    """Return a text in which every table between `<!-- NAME -->` and `<!-- end -->` is made, or taken from `made`.
+
+    A caption that an earlier table of the text has is not repeated.
+    """
+    made, captions = {} if made is None else made, set()
 
     def new(match: re.Match) -> str:
         name = match[1]
@@ -561,7 +564,10 @@ def fill(text: str, made: dict[str, str] | None = None) -> str:
             raise common.UserError(f"there is no table '{name}'; the tables are {', '.join(TABLES)}.")
         if name not in made:
             made[name] = TABLES[name]()
-        return f"<!-- {name} -->\n{made[name]}\n<!-- end -->"
+        caption, _, rows = made[name].partition("\n\n")
+        content = rows if rows and caption in captions else made[name]
+        captions.add(caption)
+        return f"<!-- {name} -->\n{content}\n<!-- end -->"
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", new, text, flags=re.DOTALL)
 

@@ -549,6 +549,17 @@ def test_tables_are_written_into_the_readme_and_the_docs_or_into_none(monkeypatc
         assert (tmp_path / path).read_text() == expected == report.fill(expected)
 
 
+def test_a_caption_stands_once_in_a_text(monkeypatch):
+    """Above the first of the tables that have it; whatever else they are made of stays."""
+    made = {"x": "caption\n\n| a |", "y": "caption\n\n| b |", "z": "another\n\n| c |", "plain": "caption"}
+    monkeypatch.setattr(report, "TABLES", {name: lambda name=name: made[name] for name in made})
+    text = "<!-- {} -->\n{}\n<!-- end -->\n"
+    old = "".join(text.format(name, "old") for name in ("x", "y", "z", "x", "plain"))
+    new = [("x", made["x"]), ("y", "| b |"), ("z", made["z"]), ("x", "| a |"), ("plain", "caption")]
+    expected = "".join(text.format(*table) for table in new)
+    assert report.fill(old) == expected == report.fill(expected)
+
+
 def test_camera_table_is_made_from_its_file(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     ratios = {"FetchReachImage": {"steps": 1.25, "pictures": 2}, "FetchPushImageOccluded": None}
