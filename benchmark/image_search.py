@@ -45,7 +45,9 @@ STEMS = {  # kernel, stride and padding of the three convolutions
 @dataclass
 class Setting:
     method: Literal["laeo", "bc"] = "laeo"
-    objective: Literal["weighted", "f", "exp_f", "log_exp_f"] = "log_exp_f"
+    objective: Literal["weighted", "f", "exp_f", "log_exp_f", "nearest"] = "log_exp_f"
+    queue: int = 4096  # with the objective nearest: how many of the last futures are kept
+    nearest: int = 200  # and how many of these, the nearest to the examples, stand for success
     bc_coef: float = 0.5
     num_success: int = 200
     steps: int = 28_000
@@ -156,9 +158,21 @@ def fit_log_ratio(
     return torch.cat([classifier(x.to(data.device)).detach().cpu() for x in data.observations.split(1024)]).numpy()
 
 
+def nearest_value(phi: Tensor, queue: Tensor, examples: Tensor, nearest: int) -> Tensor:
+    """Value [B] of phi [2, B, repr_dim]: the log of the share of its future that is near the success examples.
+
+    Of the states in the queue [2, N, repr_dim], which follow the data's distribution, as many as `nearest` stand for
+    success: those whose psi is nearest to that of any of the success examples [2, M, repr_dim].
+    """
+    distance = torch.cdist(*(x.transpose(0, 1).flatten(1) for x in (examples, queue))).amin(0)
+    chosen = distance.topk(min(nearest, len(distance)), largest=False).indices
+    f = phi @ queue.mT
+    return (f[..., chosen].logsumexp(-1) - f.logsumexp(-1)).amin(0)
+
+
 def update(
     batch: laeo.Batch, examples: Tensor, actor: laeo.Actor, critic: laeo.Critic, optimizer: torch.optim.Adam,
-    args: laeo.Args, setting: Setting,
+    args: laeo.Args, setting: Setting, queue: Tensor | None = None, step: int = 0,
 ) -> None:  # fmt: skip
     """Take one gradient step: laeo.update with what a setting has differently."""
     optimizer.zero_grad()
@@ -184,7 +198,13 @@ def update(
         goals = psi if weighted else critic.psi(critic.encoder(examples[batch.chosen], examples_shift))
     states = goals.detach(), batch.log_ratio, size, args.policy_objective
     critic.requires_grad_(False)
-    value = laeo.policy_value(critic.phi(features.detach(), action), *states)
+    if setting.objective == "nearest":
+        place = step * size % setting.queue
+        queue[:, place : place + size] = psi.detach()
+        known = queue[:, : (step + 1) * size]
+        value = nearest_value(critic.phi(features.detach(), action), known, goals, setting.nearest)
+    else:
+        value = laeo.policy_value(critic.phi(features.detach(), action), *states)
     critic.requires_grad_(True)
     advantage = laeo.policy_value(phi.detach(), *states) - value.detach() if weighted else torch.zeros_like(value)
     loss = laeo.policy_loss(value, actor.log_prob(mean, std, batch.action), advantage, args.bc_coef)
@@ -213,7 +233,8 @@ def run(name: str, setting: Setting, seed: int, given: Args) -> dict:
     args = laeo.Args(
         ENV_ID, dataset=given.dataset, num_success=setting.num_success, batch_size=setting.batch_size, seed=seed,
         bc_coef=setting.bc_coef, learning_rate=setting.learning_rate, gradient_steps=setting.steps, eval_episodes=0,
-        random_shift=setting.shift, channels=setting.channels, policy_objective=setting.objective,
+        random_shift=setting.shift, channels=setting.channels,
+        policy_objective="log_exp_f" if setting.objective == "nearest" else setting.objective,
     )  # fmt: skip
     dataset, data, mean, std, examples = laeo.load_data(args, device)
     generator = Generator().manual_seed(int(common.seed_sequence(seed, "weights").generate_state(1)[0]))
@@ -224,13 +245,14 @@ def run(name: str, setting: Setting, seed: int, given: Args) -> dict:
         data = data._replace(log_ratio=fit_log_ratio(classifier, data, examples, args, generator))
     rates = {"lr": args.learning_rate, "eps": 1e-7, "weight_decay": setting.weight_decay}
     optimizer = torch.optim.Adam(nn.ModuleList([actor, critic]).parameters(), **rates, fused=True)
+    queue = torch.zeros(2, setting.queue, args.repr_dim, device=device)
     seconds, started = {"data": time.perf_counter() - started}, time.perf_counter()
     with ThreadPoolExecutor(1) as thread:
         ahead = thread.submit(laeo.sample, data, args, 0)
         for step in range(setting.steps):
             batch, ahead = ahead.result(), thread.submit(laeo.sample, data, args, step + 1)
             optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - step / setting.steps)
-            update(batch, examples, actor, critic, optimizer, args, setting)
+            update(batch, examples, actor, critic, optimizer, args, setting, queue, step)
     batches = {use: laeo.sample(data, args, setting.steps, use) for use in ("train", "heldout")}
     actor.eval(), critic.eval()
     metrics = {use: measure(x, examples, actor, critic, args, setting) for use, x in batches.items()}
