@@ -48,6 +48,7 @@ class Setting:
     objective: Literal["weighted", "f", "exp_f", "log_exp_f", "nearest"] = "log_exp_f"
     queue: int = 4096  # with the objective nearest: how many of the last futures are kept
     nearest: int = 200  # and how many of these, the nearest to the examples, stand for success
+    clone_by_value: bool = False  # and whether cloning weighs the data's actions, as with `weighted`
     bc_coef: float = 0.5
     num_success: int = 200
     steps: int = 28_000
@@ -201,12 +202,14 @@ def update(
     if setting.objective == "nearest":
         place = step * size % setting.queue
         queue[:, place : place + size] = psi.detach()
-        known = queue[:, : (step + 1) * size]
-        value = nearest_value(critic.phi(features.detach(), action), known, goals, setting.nearest)
+        states = queue[:, : (step + 1) * size], goals, setting.nearest
+        value = nearest_value(critic.phi(features.detach(), action), *states)
     else:
         value = laeo.policy_value(critic.phi(features.detach(), action), *states)
     critic.requires_grad_(True)
-    advantage = laeo.policy_value(phi.detach(), *states) - value.detach() if weighted else torch.zeros_like(value)
+    value_of = nearest_value if setting.objective == "nearest" else laeo.policy_value
+    weighs = weighted or setting.clone_by_value
+    advantage = value_of(phi.detach(), *states) - value.detach() if weighs else torch.zeros_like(value)
     loss = laeo.policy_loss(value, actor.log_prob(mean, std, batch.action), advantage, args.bc_coef)
     (laeo.critic_loss(phi, psi) + loss).backward()
     optimizer.step()
