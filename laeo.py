@@ -15,7 +15,8 @@ Equation numbers in this file are those of Hatch et al. 2023, "Contrastive Examp
 
 Differences from the paper and from the released code (docs/laeo.md has the reasons):
  1. Observations and success examples are standardised; images by a mean of each pixel and one deviation.
- 2. The expectation over p* is one over the data's states, weighted by p*/p; for images it is over the examples.
+ 2. The expectation over p* is one over the data's states, weighted by p*/p; for images it is over the examples, or, if
+    these are few, over the data's states nearest to them.
  3. The policy maximises log E[e^f], and clones (of states) by Q-values; in paper and code E[e^f], E[f], and all alike.
  4. log(B - 1) is added to the logits, so that f with in-batch negatives is the f of Eq. 6.
  5. Future states come at least one step after the state and at most at the episode's end, as in the code.
@@ -48,8 +49,10 @@ import common
 
 METHOD = Path(__file__).stem
 Whole, Count, Share = Annotated[int, 0, 2**32 - 1], Annotated[int, 1, 2**32 - 1], Annotated[float, 0, 1]  # bounds
+Objective = Literal["auto", "weighted", "nearest", "f", "exp_f", "log_exp_f"]
 DEFAULTS = {"gradient_steps": (10_000, 28_000), "batch_size": (256, 128), "random_shift": (0, 2)}  # states, images
 DEFAULTS["policy_objective"] = ("weighted", "log_exp_f")
+FEW, QUEUE = 100, 2048  # below so many examples of images the objective is `nearest`, with so many states of the data
 README = {"FetchPush": "0.949 / 0.921", "FetchPushImage": "0.867 / 0.830"}  # success at any / last step
 
 
@@ -67,7 +70,8 @@ class Args:
     discount: Annotated[float, 1e-6, 1 - 1e-6] = 0.99  # of the geometric distribution that future states are drawn from
     hidden_dim: Count = 256  # width of the two hidden layers in every network
     repr_dim: Count = 64  # length of the representations phi and psi
-    policy_objective: Literal["auto", "weighted", "f", "exp_f", "log_exp_f"] = "auto"  # weighted; for images log_exp_f
+    policy_objective: Objective = "auto"  # weighted; for images log_exp_f, or nearest if there are few examples
+    nearest_share: Share = 0.05  # with `nearest`: how much of the data counts as success, that nearest to the examples
     classifier_noise: Annotated[float, 0, 1e6] = 1.0  # on states, as p*/p is learned, in deviations of the examples
     bc_coef: Share = 0.5  # lambda, the weight of behavioural cloning
     channels: Count = 16  # for images: of the first convolution; the second and the third have twice as many
@@ -166,6 +170,7 @@ class Critic(nn.Module):
         self.action_scale = (encoder.dim / action_dim) ** 0.5 if isinstance(encoder.net, nn.Sequential) else 1.0
         self.phi_nets = nn.ModuleList(mlp([encoder.dim + action_dim, *sizes], generator) for _ in "12")
         self.psi_nets = nn.ModuleList(mlp([encoder.dim, *sizes], generator) for _ in "12")
+        self.register_buffer("queue", torch.zeros(2, QUEUE, repr_dim))  # psi of the futures of the last batches
 
     def phi(self, features: Tensor, action: Tensor) -> Tensor:
         """Represent state-action pairs, the encoder's [B, dim] and actions [B, A], as [2, B, repr_dim]."""
@@ -190,13 +195,22 @@ def classifier_loss(examples: Tensor, data: Tensor) -> Tensor:
 
 
 def policy_value(phi: Tensor, psi: Tensor, log_ratio: Tensor, batch_size: int, objective: str) -> Tensor:
-    """Value [B] of phi [2, B, repr_dim] by psi [2, N, repr_dim] of the examples; `weighted`: critic_loss's states."""
+    """Value [B] of phi [2, B, repr_dim] by psi [2, N, repr_dim] of examples, `weighted` and `nearest`: of the data."""
     f = phi @ psi.mT  # [2, B, N]; log_ratio [N] is log p*(s) / p(s) of the states
-    if objective == "weighted":  # log of Eq. 4: the mean of Eq. 3's reward, p*/p, over the future, which e^f weighs
+    if objective in ("weighted", "nearest"):  # log of Eq. 4: the mean of Eq. 3's p*/p over the future, which e^f weighs
         return ((f + log_ratio.clamp(max=np.log(10))).logsumexp(-1) - f.logsumexp(-1)).amin(0)
     f = f.amin(0) + np.log(batch_size - 1)  # the smaller twin, which critic_loss's B makes the f of Eq. 6
     value = f.mean(-1) if objective == "f" else f.logsumexp(-1) - np.log(f.shape[-1])
     return value.exp() if objective == "exp_f" else value  # Eq. 7: Q(s, a), up to c / (1 - discount)
+
+
+def value_states(psi: Tensor, log_ratio: Tensor, queue: Tensor, args: Args) -> tuple[Tensor, Tensor]:
+    """Return psi and log_ratio for policy_value: of `nearest`, the queue [2, N, repr_dim], where p* is near psi."""
+    if args.policy_objective == "nearest":
+        distance = torch.cdist(*(x.transpose(0, 1).flatten(1) for x in (psi, queue))).amin(0)  # [N], to any example
+        nearest = distance.topk(max(1, round(args.nearest_share * len(distance))), largest=False).indices
+        psi, log_ratio = queue, torch.full_like(distance, -torch.inf).index_fill_(0, nearest, 0.0)
+    return psi, log_ratio
 
 
 def policy_loss(value: Tensor, log_prob: Tensor, advantage: Tensor, bc_coef: float) -> Tensor:
@@ -288,8 +302,10 @@ def update(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, optimiz
     mean, std = actor.distribution(features)
     action = torch.tanh(mean + std * batch.noise)
     with torch.no_grad():
-        of_states = psi if weighted else critic.psi(critic.encoder(examples[batch.chosen], batch.shifts[1]))
-    states = of_states.detach(), batch.log_ratio, len(action), args.policy_objective
+        goals = psi if weighted else critic.psi(critic.encoder(examples[batch.chosen], batch.shifts[1]))
+        states = *value_states(goals.detach(), batch.log_ratio, critic.queue, args), len(action), args.policy_objective
+        if args.policy_objective == "nearest":  # only now, so that no state meets its own future
+            critic.queue = torch.cat([critic.queue, psi], 1)[:, -QUEUE:].contiguous()
     critic.requires_grad_(False)  # the value's gradient passes through the critic and changes nothing there
     value = policy_value(critic.phi(features.detach(), action), *states)
     critic.requires_grad_(True)
@@ -304,8 +320,8 @@ def measure(batch: Batch, examples: Tensor, actor: Actor, critic: Critic, args: 
     """Return metrics of one batch, without the random shift; docs/laeo.md explains each."""
     features, psi = critic.encoder(batch.observation), critic.psi(critic.encoder(batch.future))
     phi, size = critic.phi(features, batch.action), len(batch.action)
-    logits, states = phi @ psi.mT, psi if args.policy_objective == "weighted" else critic.psi(critic.encoder(examples))
-    settings = states, batch.log_ratio, args.batch_size, args.policy_objective
+    logits, goals = phi @ psi.mT, psi if args.policy_objective == "weighted" else critic.psi(critic.encoder(examples))
+    settings = *value_states(goals, batch.log_ratio, critic.queue, args), args.batch_size, args.policy_objective
     positives, (mean, std) = logits.diagonal(dim1=1, dim2=2), actor.distribution(features)
     metrics = {
         "critic_loss": critic_loss(phi, psi),
@@ -372,7 +388,9 @@ def train(args: Args) -> dict[str, Any]:
     torch.set_num_threads(args.num_threads)
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")  # high: TF32, as convolutions
     args.dataset = common.find_dataset(args.env_id, args.quality, args.dataset)
+    few = args.policy_objective == "auto" and args.num_success < FEW
     dataset, data, mean, std, examples = load_data(args, device)
+    args.policy_objective = "nearest" if few and mean.ndim == 3 else args.policy_objective
     if args.policy_objective == "weighted" and mean.ndim == 3:
         raise common.UserError("--policy-objective weighted is for states, and these are images; leave it out.")
     generator = Generator().manual_seed(int(common.seed_sequence(args.seed, "weights").generate_state(1)[0]))

@@ -38,13 +38,13 @@ STATES = 300
 CPU = torch.device("cpu")
 
 
-def load(run_dir: Path) -> tuple:
+def load(run_dir: Path, tasks: tuple[str, ...] = tuple(EDGES)) -> tuple:
     """Return flags, dataset, data, success examples, actor and critic of a run."""
     if not (run_dir / "checkpoint.pt").exists():
         raise common.UserError(f"{run_dir} is no run directory with a checkpoint.pt; give one that laeo.py made.")
     checkpoint, args = laeo.load_checkpoint(laeo.Args(resume=run_dir))
-    if args.env_id not in EDGES:
-        raise common.UserError(f"{run_dir} is a run on {args.env_id}; values are shown for {' and '.join(EDGES)}.")
+    if args.env_id not in tasks:
+        raise common.UserError(f"{run_dir} is a run on {args.env_id}; values are shown for {' and '.join(tasks)}.")
     dataset, data, mean, std, examples = laeo.load_data(args, CPU)
     generator = torch.Generator().manual_seed(int(common.seed_sequence(args.seed, "weights").generate_state(1)[0]))
     bounds = torch.from_numpy(dataset.action_bounds)
@@ -60,6 +60,9 @@ def load(run_dir: Path) -> tuple:
 
 def states_of_value(args: laeo.Args, data: laeo.Data, examples: torch.Tensor, critic: laeo.Critic) -> tuple:
     """Return what laeo.policy_value wants beside phi: psi of the states that the value averages over, and settings."""
+    if args.policy_objective == "nearest":
+        states = laeo.value_states(critic.psi(critic.encoder(examples)), torch.empty(0), critic.queue, args)
+        return *states, args.batch_size, "nearest"
     batch = laeo.sample(data, replace(args, batch_size=2048), 0)
     states = batch.future if args.policy_objective == "weighted" else examples
     objective = args.policy_objective if args.policy_objective == "weighted" else "log_exp_f"

@@ -731,7 +731,7 @@ class ScriptedEnv:
         pass
 
 
-@pytest.mark.parametrize("objective", ["weighted", "log_exp_f"])
+@pytest.mark.parametrize("objective", ["weighted", "log_exp_f", "nearest"])
 def test_values_are_those_of_the_critic(objective, reach_dataset, tmp_path, monkeypatch, capsys):
     """Of a run on FetchReach; the value of the data's actions again, at one state, from the saved networks."""
     import values
@@ -748,7 +748,9 @@ def test_values_are_those_of_the_critic(objective, reach_dataset, tmp_path, monk
     )
     heldout = data.heldout.remaining >= 10
     assert sum(row["states"] for row in found) == heldout.sum() > 100
-    assert all(1 <= row["effective"] <= (2048 if objective == "weighted" else 10) for row in found)
+    assert all(1 <= row["effective"] <= (10 if objective == "log_exp_f" else 2048) for row in found)
+    if objective == "nearest":  # shares of the future
+        assert all(max(row["policy"], row["data"]) < 0 for row in found)
     assert all(row["best_random"] > -1 and row["states"] > 0 for row in found)
     farthest = max(found, key=lambda row: (row["low"], row["states"]))
     assert {row["rest"] for row in found} == {True, False} and farthest["low"] >= 0.05

@@ -17,6 +17,7 @@ import laeo
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmark"))
 import image_search
 import image_step
+import nearest
 import plots
 import report
 import run as benchmark
@@ -463,3 +464,35 @@ def test_curves_on_images_are_of_laeo_and_oril(image_results, monkeypatch, tmp_p
     (tmp_path / "figures" / "image_curves.png").unlink()
     plots.main()
     assert not (tmp_path / "figures" / "image_curves.png").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ nearest
+
+
+def test_correlation_is_over_actions():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 7, 3))
+    expected = [np.corrcoef(a[:, i], b[:, i])[0, 1] for i in range(3)]
+    assert nearest.correlation(*map(torch.from_numpy, (a, b))).tolist() == pytest.approx(expected)
+
+
+def test_table_of_nearest_states(tmp_path, monkeypatch, capsys):
+    """Of random images: numbers of examples, and shares. With a share of one every action has the value 0."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(10, 31, 16, 16, 3), dtype=np.uint8)
+    common.save_dataset(tmp_path / "data", list(images), list(rng.uniform(-1, 1, (10, 30, 4))), images[:, 30])
+    np.save(tmp_path / "data" / "successes.npy", np.arange(31) > rng.integers(31, size=(10, 1)))
+    flags = {"gradient_steps": 5, "batch_size": 4, "num_success": 1, "eval_episodes": 0, "holdout_fraction": 0.3}
+    flags |= {"dataset": tmp_path / "data", "run_dir": tmp_path / "run", "channels": 2, "hidden_dim": 8}
+    laeo.train(laeo.Args("FetchPushImage", **flags))
+    for name, x in {"ALL": 4, "NUM_SUCCESS": (4, 1), "STATES": 40, "POOL": 80, "SHARES": (0.1, 1.0)}.items():
+        monkeypatch.setattr(nearest, name, x)
+    nearest.main(tmp_path / "run")
+    title, *rows = capsys.readouterr().out.splitlines()[-3:]
+    assert title.split() == ["examples", "log_exp_f", "nearest", "10.0%", "nearest", "100.0%"]
+    numbers = np.array([[float(x) for x in row.replace("/", " ").split()] for row in rows])
+    assert numbers[:, 0].tolist() == [4, 1] and (numbers[:, 5:] == 0).all()
+    assert (np.abs(numbers[:, 1:5]) <= 1).all() and (numbers[:, 1:5] != 0).any(0).all()
+    with pytest.raises(common.UserError, match="is a run on FetchPush; values are shown for FetchPushImage"):
+        monkeypatch.setattr(nearest.values.laeo, "load_checkpoint", lambda args: ({}, laeo.Args("FetchPush")))
+        nearest.main(tmp_path / "run")

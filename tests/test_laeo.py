@@ -133,6 +133,8 @@ def randomise(*networks, seed=11):
     with torch.no_grad():
         for parameter in (parameter for network in networks for parameter in network.parameters()):
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        for critic in (network for network in networks if isinstance(network, laeo.Critic)):
+            critic.queue.copy_(torch.randn(critic.queue.shape, generator=generator))
 
 
 # ------------------------------------------------------------------------------------------------------------ losses
@@ -715,6 +717,13 @@ def make_batch(shape=(6,), size=16, random_shift=0):
     return laeo.Batch(states[0], action, states[1], log_ratio, noise, CHOSEN, shifts), states[2]
 
 
+def near_examples(queue, psi, share=0.05):
+    """Whether each state of the queue [2, N, R] is in the share nearest to the examples' psi [2, M, R], in float64."""
+    queue, psi = (np.asarray(x.detach(), np.float64) for x in (queue, psi))
+    distance = [min(np.square(queue[:, [i]] - psi).sum((0, 2))) for i in range(queue.shape[1])]
+    return np.argsort(np.argsort(distance)) < round(share * len(distance))
+
+
 def losses_of(batch, examples, actor, critic, objective, bc_coef, pad, detached=True):
     """Return the critic's loss and the policy's, from images shifted by numpy, each encoded by itself.
 
@@ -729,8 +738,11 @@ def losses_of(batch, examples, actor, critic, objective, bc_coef, pad, detached=
     mean, std = actor.net(features_of(actor.encoder, batch.observation, shift, pad)).chunk(2, -1)
     std = torch.nn.functional.softplus(std) + 0.1
     phi = critic.phi(features.detach() if detached else features, torch.tanh(mean + std * batch.noise))
-    psi = critic.psi(future if objective == "weighted" else positive).detach()
-    value = laeo.policy_value(phi, psi, batch.log_ratio, len(batch.action), objective)
+    psi, log_ratio = critic.psi(future if objective == "weighted" else positive).detach(), batch.log_ratio
+    if objective == "nearest":
+        log_ratio = torch.from_numpy(np.where(near_examples(critic.queue, psi), 0, -np.inf).astype(np.float32))
+        psi = critic.queue
+    value = laeo.policy_value(phi, psi, log_ratio, len(batch.action), objective)
     log_prob, weight = actor.log_prob(mean, std, batch.action), torch.ones(len(value))
     if objective == "weighted":
         of_data = laeo.policy_value(critic.phi(features, batch.action), psi, batch.log_ratio, 2, objective)
@@ -742,8 +754,8 @@ def losses_of(batch, examples, actor, critic, objective, bc_coef, pad, detached=
 @pytest.mark.parametrize(
     "objective, shape, random_shift",
     [
-        *((objective, (6,), 0) for objective in ("weighted", "f", "exp_f", "log_exp_f")),
-        *((objective, IMAGE, shift) for objective in ("weighted", "log_exp_f") for shift in (0, 2)),
+        *((objective, (6,), 0) for objective in ("weighted", "nearest", "f", "exp_f", "log_exp_f")),
+        *((objective, IMAGE, shift) for objective in ("weighted", "nearest", "log_exp_f") for shift in (0, 2)),
     ],
 )
 def test_each_loss_reaches_only_its_own_network(objective, shape, random_shift):
@@ -770,7 +782,7 @@ def test_each_loss_reaches_only_its_own_network(objective, shape, random_shift):
             torch.testing.assert_close(parameter.detach(), old - 1e-3 * gradient)
 
 
-@pytest.mark.parametrize("objective", ["weighted", "log_exp_f"])
+@pytest.mark.parametrize("objective", ["weighted", "nearest", "log_exp_f"])
 @pytest.mark.parametrize("bc_coef", [0.0, 1.0])
 def test_value_and_cloning_reach_the_encoder_through_the_action_alone(objective, bc_coef, monkeypatch):
     """And no layer of the critic: with a critic's loss of zero these have no gradient, whatever the policy's is."""
@@ -820,6 +832,38 @@ def test_a_state_is_shifted_alike_for_both_networks_and_its_future_in_another_wa
     assert len(seen) == 16 + 16 + 7 and sum(a != b for a, b in zip(expected[:16], expected[16:32])) > 12
 
 
+def test_nearest_states_are_a_share_of_the_queue():
+    """Two states near the two examples, in both representations together, of twenty; the share has at least one."""
+    queue = torch.arange(20.0)[None, :, None] * torch.tensor([1.0, -1.0])[:, None, None] * torch.ones(3)
+    examples = torch.stack([1.05 * queue[:, 4], 0.99 * queue[:, 13]], 1)
+    for share, expected in ((0.1, {4, 13}), (0.0, {13}), (0.15, {4, 5, 13}), (1.0, set(range(20)))):
+        args = laeo.Args(policy_objective="nearest", nearest_share=share)
+        psi, log_ratio = laeo.value_states(examples, torch.randn(7), queue, args)
+        assert psi is queue and set(log_ratio.isfinite().nonzero().flatten().tolist()) == expected
+        assert set(log_ratio.tolist()) <= {0.0, -np.inf}
+    given = torch.randn(7)
+    assert laeo.value_states(examples, given, queue, laeo.Args(policy_objective="log_exp_f")) == (examples, given)
+
+
+@pytest.mark.parametrize("objective", ["nearest", "log_exp_f"])
+def test_queue_has_the_last_futures_and_no_state_meets_its_own(objective, monkeypatch):
+    """The value of a step is made from the queue before it; then psi of the batch's futures, shifted, is appended."""
+    actor, critic = make_networks(IMAGE, random_shift=2)
+    seen, states = [], laeo.value_states
+    monkeypatch.setattr(laeo, "value_states", lambda *given: seen.append(given[2].clone()) or states(*given))
+    monkeypatch.setattr(laeo, "QUEUE", 40)
+    critic.queue = torch.zeros(2, 40, critic.queue.shape[2])
+    (batch, examples), args = make_batch(IMAGE, random_shift=2), laeo.Args(policy_objective=objective, random_shift=2)
+    queue, optimizer = critic.queue, torch.optim.SGD(parameters_of(actor, critic), 1e-2)
+    for _ in range(4):
+        psi = critic.psi(features_of(critic.encoder, batch.future, shifts_of(batch)[1], 2)).detach()
+        laeo.update(batch, examples, actor, critic, optimizer, args)
+        assert torch.equal(seen.pop(), queue) and critic.queue.is_contiguous() and not critic.queue.requires_grad
+        queue = torch.cat([queue, psi], 1)[:, -40:] if objective == "nearest" else queue
+        torch.testing.assert_close(critic.queue, queue, rtol=1e-4, atol=1e-5)
+        queue = critic.queue
+
+
 @pytest.mark.parametrize("shape", [(6,), IMAGE])
 def test_update_moves_both_networks_and_no_buffer(shape):
     actor, critic = make_networks(shape)
@@ -828,11 +872,11 @@ def test_update_moves_both_networks_and_no_buffer(shape):
     optimizer = torch.optim.Adam(parameters_of(actor, critic), 1e-3)
     laeo.update(batch, examples, actor, critic, optimizer, laeo.Args(bc_coef=0.2))
     for name, value in [*actor.state_dict().items(), *critic.state_dict().items()]:
-        buffer = "observation" in name or "bounds" in name
+        buffer = "observation" in name or "bounds" in name or "queue" in name
         assert torch.equal(value, before[name]) == buffer, name
 
 
-@pytest.mark.parametrize("objective", ["weighted", "f", "exp_f", "log_exp_f"])
+@pytest.mark.parametrize("objective", ["weighted", "nearest", "f", "exp_f", "log_exp_f"])
 @pytest.mark.parametrize("shape, random_shift", [((6,), 0), (IMAGE, 2)])
 def test_measure_against_an_independent_computation(objective, shape, random_shift):
     """All metrics in float64, by numpy; those of images are measured without the random shift."""
@@ -874,6 +918,9 @@ def test_measure_against_an_independent_computation(objective, shape, random_shi
         e_f = np.exp(np.einsum("kir,kjr->kij", phi(actions), psi))
         means = (e_f * np.exp(batch.log_ratio.double().numpy()).clip(max=10)).sum(-1) / e_f.sum(-1)
         averages["weighted"] = np.log(means.min(0))
+        e_f = np.exp(np.einsum("kir,kjr->kij", phi(actions), critic.queue.double().numpy()))
+        near = near_examples(critic.queue, torch.from_numpy(psi_examples))
+        averages["nearest"] = np.log((e_f[..., near].sum(-1) / e_f.sum(-1)).min(0))
         expected[name] = averages[objective].mean()
     assert 0 < expected["categorical_accuracy"] < 1
     assert expected["categorical_accuracy"] != (logits.argmax(1) == np.arange(16)).mean()
@@ -967,15 +1014,20 @@ def test_weighted_objective_is_refused_for_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "shape, given, expected",
+    "shape, few, given, expected",
     [
-        ((3,), "auto", "weighted"),
-        ((8, 8, 1), "auto", "log_exp_f"),
-        ((3,), "f", "f"),
-        ((8, 8, 1), "f", "f"),
+        ((3,), 2, "auto", "weighted"),
+        ((3,), 3, "auto", "weighted"),
+        ((8, 8, 1), 2, "auto", "log_exp_f"),
+        ((8, 8, 1), 3, "auto", "nearest"),
+        ((3,), 3, "f", "f"),
+        ((8, 8, 1), 3, "log_exp_f", "log_exp_f"),
+        ((8, 8, 1), 2, "nearest", "nearest"),
     ],
 )
-def test_objective_is_weighted_for_states_and_for_images_of_the_examples(shape, given, expected, tmp_path, monkeypatch):
+def test_default_objective_depends_on_images_and_examples(shape, few, given, expected, tmp_path, monkeypatch):
+    """There are two examples."""
+    monkeypatch.setattr(laeo, "FEW", few)
     (((batch, *_, args), _),) = follow_training(
         laeo, tmp_path, monkeypatch, shape, gradient_steps=1, policy_objective=given
     )
