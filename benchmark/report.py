@@ -259,6 +259,17 @@ def settings_table() -> str:
     return table(INTERVALS, columns, rows)
 
 
+def image_objectives_table() -> str:
+    """Return the table of LAEO's objectives with few success examples of images."""
+    rows, found, examples = [], by_setting("image_objectives"), dict(groups("image_examples"))
+    for n in ("10", "1"):
+        for objective in ("log_exp_f", "nearest"):  # one of them is the default
+            runs = [*examples.get(n, {}).get("laeo", []), *found.get(f"{objective}-{n}", [])]
+            if mine := [run for run in runs if run["args"]["policy_objective"] == objective]:
+                rows.append([n, f"`{objective}`", *measured(mine)])
+    return table(f"{INTERVALS} {MINUTES}", f"success examples | objective | {MEASURED}", rows)
+
+
 def cvl_table(experiment: str, names: dict[str, str]) -> str:
     """Return the table of an experiment, with a row for each of these settings."""
     found = by_setting(experiment)
@@ -542,6 +553,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "images": lambda: methods_table("images", "task"),
     "image_examples": lambda: methods_table("image_examples", "success examples"),
     "image_sizes": lambda: methods_table("image_sizes", "episodes"), "image_search": image_search_table,
+    "image_objectives": image_objectives_table,
     "differences": lambda: differences_table(DIFFERENCES["differences"]),
     "image_differences": lambda: differences_table(DIFFERENCES["image_differences"]),
     "tasks": tasks_table, "data": data_table, "behavior": behavior_table, "threads": threads_table,

@@ -225,6 +225,10 @@ def experiments() -> dict[str, dict[str, list[str]]]:
         for method in METHODS[:-1]
         for seed in range(3)
     }
+    image_objectives = {  # to be compared with image_examples
+        f"{objective}-{n}": f"laeo.py --env-id FetchPushImage --num-success {n} --policy-objective {objective}"
+        for n, objective in ((10, "nearest"), (1, "log_exp_f"))
+    }
     image_sizes = {  # 4,000 episodes are among images
         f"{method}-12000-{seed}": f"{method}.py --env-id FetchPushImage {LARGE_IMAGES} --seed {seed}"
         for method in ("laeo", "bc")
@@ -243,6 +247,7 @@ def experiments() -> dict[str, dict[str, list[str]]]:
     runs |= {"tailo": tailo, "tailo_search": tailo_search, "contrastive_rl": contrastive_rl}
     runs |= {"contrastive_rl_search": contrastive_rl_search, "cvl": cvl, "goals": goals}
     runs |= {"images": images, "image_examples": image_examples, "image_sizes": image_sizes, "gpu": gpu}
+    runs["image_objectives"] = seeded(image_objectives)
     return {name: {run: command.split() for run, command in commands.items()} for name, commands in runs.items()}
 
 

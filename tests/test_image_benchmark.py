@@ -393,7 +393,7 @@ def image_run(task, any_step, last, minutes=10):
     episodes["final_success"] = [i < last for i in range(10)]
     points = [(0, 0.0, 0.0), (2000, any_step / 10, last / 10)]
     curve = [{"step": step, "success_rate": x, "final_success_rate": y} for step, x, y in points]
-    args = {"env_id": task, "gradient_steps": 28_000}
+    args = {"env_id": task, "gradient_steps": 28_000, "policy_objective": ""}
     return {"args": args, "episodes": episodes, "seconds": {"training": 60 * minutes}, "curve": curve}
 
 
@@ -429,6 +429,18 @@ def test_tables_of_images(image_results):
     assert table[0][6] == "20.0" and table[3][2].startswith("**0.500 [")
 
 
+def test_objectives_with_few_examples_are_the_default_and_another(image_results):
+    found = (("image_examples/laeo", 10, "log_exp_f"), ("image_examples/laeo", 1, "nearest"))
+    found += ("image_objectives/nearest", 10, "nearest"), ("image_objectives/log_exp_f", 1, "log_exp_f")
+    for successes, (name, n, objective) in enumerate(found, 3):
+        run = image_run("FetchPushImage", successes, 2)
+        run["args"]["policy_objective"] = objective
+        write(image_results / f"{name}-{n}-0.json", run)
+    table = [row[:3] for row in rows(report.TABLES["image_objectives"]())]
+    assert [row[:2] for row in table] == [[n, f"`{x}`"] for n in ("10", "1") for x in ("log_exp_f", "nearest")]
+    assert [row[2][2:7] for row in table] == ["0.300", "0.500", "0.600", "0.400"]
+
+
 def test_differences_on_images(image_results):
     table = {(row[0], row[1]): row[2:] for row in rows(report.TABLES["image_differences"]())}
     push = [("FetchPushImage", f"LAEO - {method}") for method in ("ORIL", "PURL", "BC")]
@@ -446,7 +458,7 @@ def test_tables_of_states_do_not_change_with_images(image_results):
 def test_tables_without_results_have_no_rows(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     names = [name for name in report.TABLES if name.startswith("image")]
-    assert len(names) == 6 and all(rows(report.TABLES[name]()) == [] for name in names)
+    assert len(names) == 7 and all(rows(report.TABLES[name]()) == [] for name in names)
 
 
 def test_curves_on_images_are_of_laeo_and_oril(image_results, monkeypatch, tmp_path):
