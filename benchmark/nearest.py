@@ -5,7 +5,7 @@ each of them, half from the policy and half uniform. The reference is the object
 4,096 others as success, which the dataset's flags tell and no training sees. The numbers are means over states of the
 correlation, over actions, of a value with the reference: outside the goal / where the task is solved. Rows are the
 number of success examples, each with up to eight disjoint sets; columns the objective log_exp_f, and `nearest` with
-shares of another 4,096 states of the data.
+shares of as many other states as laeo.py keeps.
 """
 
 import sys
@@ -46,8 +46,8 @@ def main(run_dir: Path) -> None:
         return torch.cat([critic.encoder(data.observations[torch.from_numpy(x)]) for x in np.array_split(rows, 8)])
 
     rows = rng.choice(data.heldout.row[data.heldout.remaining >= 10], STATES, replace=False)
-    pools = rng.choice(data.batches.row, (2, POOL), replace=False)  # one for the reference, one for what is measured
-    states, (psi_reference, psi) = features(rows), (critic.psi(features(pool)) for pool in pools)
+    pool, queue = np.split(rng.choice(data.batches.row, POOL + laeo.QUEUE, replace=False), [POOL])
+    states, psi_reference, psi = features(rows), critic.psi(features(pool)), critic.psi(features(queue))
     psi_examples = critic.psi(torch.cat([critic.encoder(x) for x in examples.split(50)]))
     mean, std = actor.distribution(states)
     actions = [torch.tanh(mean + std * torch.randn(mean.shape, generator=generator)) for _ in range(ACTIONS)]
@@ -57,7 +57,7 @@ def main(run_dir: Path) -> None:
     def value(of_states: Tensor, log_ratio: Tensor, objective: str) -> Tensor:
         return torch.stack([laeo.policy_value(x, of_states, log_ratio, args.batch_size, objective) for x in phi])
 
-    is_solved = torch.from_numpy(solved[pools[0]])
+    is_solved = torch.from_numpy(solved[pool])
     reference = value(psi_reference, torch.zeros(POOL).masked_fill(~is_solved, -torch.inf), "nearest")
     inside = torch.from_numpy(solved[rows])
     print("examples  " + f"{'log_exp_f':>16}" + "".join(f"{f'nearest {share:.1%}':>16}" for share in SHARES))

@@ -490,6 +490,7 @@ def test_correlation_is_over_actions():
 
 def test_table_of_nearest_states(tmp_path, monkeypatch, capsys):
     """Of random images: numbers of examples, and shares. With a share of one every action has the value 0."""
+    monkeypatch.setattr(laeo, "QUEUE", 60)
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(10, 31, 16, 16, 3), dtype=np.uint8)
     common.save_dataset(tmp_path / "data", list(images), list(rng.uniform(-1, 1, (10, 30, 4))), images[:, 30])

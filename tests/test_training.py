@@ -343,6 +343,7 @@ def test_a_run_keeps_the_defaults_that_it_began_with(script, images, tmp_path, m
     others = {"gradient_steps": (9, 9), "batch_size": (9, 9), "random_shift": (0, 3)}
     if script is laeo:
         defaults["policy_objective"], others["policy_objective"] = ("f", "exp_f"), ("exp_f", "f")
+        monkeypatch.setattr(laeo, "FEW", 1)  # below which there is a third default
     if script is tailo:
         defaults["classifier_steps"], others["classifier_steps"] = (3, 2), (9, 9)
     monkeypatch.setattr(script, "DEFAULTS", defaults)
