@@ -1534,8 +1534,8 @@ OWN_LINES = {
         "dataset, data, mean, std",
         "bounds, encoder", "actor = ", "critic = ", "kernel = ", "networks = ", "learned = ", "optimizer = ",
         "parts, first_step = ", "if args.policy_objective == ", 'raise common.UserError("--policy-objective weighted',
-        "data = data._replace(", "if args.critic and not", "load_critic(", "goal = ",
-        "encoders = ", 'spend("training")',  # TAILO's classifiers are trained in it
+        "few = ", "args.policy_objective = ", "data = data._replace(", "if args.critic and not", "load_critic(",
+        "goal = ", "encoders = ", 'spend("training")',  # TAILO's classifiers are trained in it
         "results = evaluate(",
         "if not all(torch.isfinite", "optimizer.param_groups[0]", "for group, rate in ",
         'group["lr"] = ', "update(", "batch = sample(data, args, step + 1, name)",
