@@ -70,7 +70,7 @@ class Args:
     hidden_dim: Count = 256  # width of the two hidden layers in every network
     repr_dim: Count = 64  # length of the representations phi and psi
     policy_objective: Objective = "auto"  # weighted; for images log_exp_f, or nearest if there are few examples
-    nearest_share: Share = 0.05  # with `nearest`: how much of the data counts as success, that nearest to the examples
+    nearest_share: Share = 0.2  # with `nearest`: how much of the data counts as success, that nearest to the examples
     classifier_noise: Annotated[float, 0, 1e6] = 1.0  # on states, as p*/p is learned, in deviations of the examples
     bc_coef: Share = 0.5  # lambda, the weight of behavioural cloning
     channels: Count = 16  # for images: of the first convolution; the second and the third have twice as many

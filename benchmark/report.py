@@ -263,10 +263,13 @@ def image_objectives_table() -> str:
     """Return the table of LAEO's objectives with few success examples of images."""
     rows, found, examples = [], by_setting("image_objectives"), dict(groups("image_examples"))
     for n in ("10", "1"):
-        for objective in ("log_exp_f", "nearest"):  # one of them is the default
-            runs = [*examples.get(n, {}).get("laeo", []), *found.get(f"{objective}-{n}", [])]
-            if mine := [run for run in runs if run["args"]["policy_objective"] == objective]:
-                rows.append([n, f"`{objective}`", *measured(mine)])
+        cases: dict[str, list[dict]] = {}
+        others = [run for name, mine in found.items() if name.endswith(f"-{n}") for run in mine]
+        for run in [*examples.get(n, {}).get("laeo", []), *others]:  # the default, and others
+            objective, share = run["args"]["policy_objective"], run["args"].get("nearest_share")
+            label = f"`{objective}`, {share:.0%}" if objective == "nearest" else f"`{objective}`"
+            cases.setdefault(label, []).append(run)
+        rows += [[n, label, *measured(mine)] for label, mine in sorted(cases.items())]
     return table(f"{INTERVALS} {MINUTES}", f"success examples | objective | {MEASURED}", rows)
 
 

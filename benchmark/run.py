@@ -226,8 +226,12 @@ def experiments() -> dict[str, dict[str, list[str]]]:
         for seed in range(3)
     }
     image_objectives = {  # to be compared with image_examples
-        f"{objective}-{n}": f"laeo.py --env-id FetchPushImage --num-success {n} --policy-objective {objective}"
-        for n, objective in ((10, "nearest"), (1, "log_exp_f"))
+        f"{name}-{n}": f"laeo.py --env-id FetchPushImage --num-success {n} {flags}"
+        for n, name, flags in (
+            (10, "nearest", "--policy-objective nearest"),
+            (1, "nearest-0.05", "--nearest-share 0.05"),
+            (1, "log_exp_f", "--policy-objective log_exp_f"),
+        )
     }
     image_sizes = {  # 4,000 episodes are among images
         f"{method}-12000-{seed}": f"{method}.py --env-id FetchPushImage {LARGE_IMAGES} --seed {seed}"

@@ -432,13 +432,15 @@ def test_tables_of_images(image_results):
 def test_objectives_with_few_examples_are_the_default_and_another(image_results):
     found = (("image_examples/laeo", 10, "log_exp_f"), ("image_examples/laeo", 1, "nearest"))
     found += ("image_objectives/nearest", 10, "nearest"), ("image_objectives/log_exp_f", 1, "log_exp_f")
+    found += (("image_objectives/nearest-0.05", 1, "nearest"),)
     for successes, (name, n, objective) in enumerate(found, 3):
         run = image_run("FetchPushImage", successes, 2)
-        run["args"]["policy_objective"] = objective
+        run["args"] |= {"policy_objective": objective, "nearest_share": 0.05 if "0.05" in name else 0.2}
         write(image_results / f"{name}-{n}-0.json", run)
     table = [row[:3] for row in rows(report.TABLES["image_objectives"]())]
-    assert [row[:2] for row in table] == [[n, f"`{x}`"] for n in ("10", "1") for x in ("log_exp_f", "nearest")]
-    assert [row[2][2:7] for row in table] == ["0.300", "0.500", "0.600", "0.400"]
+    cases = [("10", "`log_exp_f`"), ("10", "`nearest`, 20%"), ("1", "`log_exp_f`"), ("1", "`nearest`, 20%")]
+    assert [tuple(row[:2]) for row in table] == [*cases, ("1", "`nearest`, 5%")]
+    assert [row[2][2:7] for row in table] == ["0.300", "0.500", "0.600", "0.400", "0.700"]
 
 
 def test_differences_on_images(image_results):

@@ -717,7 +717,7 @@ def make_batch(shape=(6,), size=16, random_shift=0):
     return laeo.Batch(states[0], action, states[1], log_ratio, noise, CHOSEN, shifts), states[2]
 
 
-def near_examples(queue, psi, share=0.05):
+def near_examples(queue, psi, share=0.2):
     """Whether each state of the queue [2, N, R] is in the share nearest to the examples' psi [2, M, R], in float64."""
     queue, psi = (np.asarray(x.detach(), np.float64) for x in (queue, psi))
     distance = [min(np.square(queue[:, [i]] - psi).sum((0, 2))) for i in range(queue.shape[1])]
