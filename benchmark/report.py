@@ -259,6 +259,12 @@ def settings_table() -> str:
     return table(INTERVALS, columns, rows)
 
 
+def objective_label(args: dict) -> str:
+    """Format LAEO's objective of a run with these flags."""
+    objective = args["policy_objective"]
+    return f"`{objective}`, {args['nearest_share']:.0%}" if objective == "nearest" else f"`{objective}`"
+
+
 def image_objectives_table() -> str:
     """Return the table of LAEO's objectives with few success examples of images."""
     rows, found, examples = [], by_setting("image_objectives"), dict(groups("image_examples"))
@@ -266,9 +272,7 @@ def image_objectives_table() -> str:
         cases: dict[str, list[dict]] = {}
         others = [run for name, mine in found.items() if name.endswith(f"-{n}") for run in mine]
         for run in [*examples.get(n, {}).get("laeo", []), *others]:  # the default, and others
-            objective, share = run["args"]["policy_objective"], run["args"].get("nearest_share")
-            label = f"`{objective}`, {share:.0%}" if objective == "nearest" else f"`{objective}`"
-            cases.setdefault(label, []).append(run)
+            cases.setdefault(objective_label(run["args"]), []).append(run)
         rows += [[n, label, *measured(mine)] for label, mine in sorted(cases.items())]
     return table(f"{INTERVALS} {MINUTES}", f"success examples | objective | {MEASURED}", rows)
 
@@ -479,6 +483,18 @@ def image_search_table() -> str:
     return table(caption, columns, rows)
 
 
+def image_heads_table() -> str:
+    """Return the table of the objectives that benchmark/heads.py compared on a frozen critic."""
+    rows, found = [], by_setting("image_heads")
+    for mine in sorted(found.values(), key=lambda mine: -mine[0]["args"]["num_success"]):
+        args = mine[0]["args"]
+        cells = [str(args["num_success"]), objective_label(args), f"{args['bc_coef']:g}"]
+        cells.append("by value" if args["clone_by_value"] else "all alike")
+        rows.append([*cells, *(rate(mine, kind) for kind in KINDS), seeds(mine)])
+    columns = "success examples | objective | bc_coef | cloning | any step | last step | each seed, any / last"
+    return table(f"Policies on a frozen critic, seeds 100 to 105, 50 episodes each. {INTERVALS}", columns, rows)
+
+
 def ratio_table() -> str:
     """Return what benchmark/ratio.py measured: means over seeds, with the smallest and the largest seed."""
     path = RESULTS / "ratio.json"
@@ -517,6 +533,7 @@ SOURCES = {  # of each table: the command, and what it wrote to results/; other 
     "settings": ("run.py settings state sizes", "settings"),
     "tasks": ("run.py data random behavior state", "data random behavior"),
     "image_search": ("image_search.py", "image_search"),
+    "image_heads": ("heads.py RUN_DIR", "image_heads"),
     "image_step": ("image_step.py", "image_step.json"),
     "threads": ("threads.py", "threads.json"),
     "ratio": ("ratio.py", "ratio.json"),
@@ -556,7 +573,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "images": lambda: methods_table("images", "task"),
     "image_examples": lambda: methods_table("image_examples", "success examples"),
     "image_sizes": lambda: methods_table("image_sizes", "episodes"), "image_search": image_search_table,
-    "image_objectives": image_objectives_table,
+    "image_objectives": image_objectives_table, "image_heads": image_heads_table,
     "differences": lambda: differences_table(DIFFERENCES["differences"]),
     "image_differences": lambda: differences_table(DIFFERENCES["image_differences"]),
     "tasks": tasks_table, "data": data_table, "behavior": behavior_table, "threads": threads_table,

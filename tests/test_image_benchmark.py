@@ -15,12 +15,14 @@ import common
 import laeo
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmark"))
+import heads
 import image_search
 import image_step
 import nearest
 import plots
 import report
 import run as benchmark
+import values
 
 
 def rows(text):
@@ -490,8 +492,9 @@ def test_correlation_is_over_actions():
     assert nearest.correlation(*map(torch.from_numpy, (a, b))).tolist() == pytest.approx(expected)
 
 
-def test_table_of_nearest_states(tmp_path, monkeypatch, capsys):
-    """Of random images: numbers of examples, and shares. With a share of one every action has the value 0."""
+@pytest.fixture
+def small_run(tmp_path, monkeypatch):
+    """A run of laeo.py on random images, which become solved at a random step."""
     monkeypatch.setattr(laeo, "QUEUE", 60)
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(10, 31, 16, 16, 3), dtype=np.uint8)
@@ -500,9 +503,14 @@ def test_table_of_nearest_states(tmp_path, monkeypatch, capsys):
     flags = {"gradient_steps": 5, "batch_size": 4, "num_success": 1, "eval_episodes": 0, "holdout_fraction": 0.3}
     flags |= {"dataset": tmp_path / "data", "run_dir": tmp_path / "run", "channels": 2, "hidden_dim": 8}
     laeo.train(laeo.Args("FetchPushImage", **flags))
+    return tmp_path / "run"
+
+
+def test_table_of_nearest_states(small_run, monkeypatch, capsys):
+    """Of random images: numbers of examples, and shares. With a share of one every action has the value 0."""
     for name, x in {"ALL": 4, "NUM_SUCCESS": (4, 1), "STATES": 40, "POOL": 80, "SHARES": (0.1, 1.0)}.items():
         monkeypatch.setattr(nearest, name, x)
-    nearest.main(tmp_path / "run")
+    nearest.main(small_run)
     title, *rows = capsys.readouterr().out.splitlines()[-3:]
     assert title.split() == ["examples", "log_exp_f", "nearest", "10.0%", "nearest", "100.0%"]
     numbers = np.array([[float(x) for x in row.replace("/", " ").split()] for row in rows])
@@ -510,4 +518,77 @@ def test_table_of_nearest_states(tmp_path, monkeypatch, capsys):
     assert (np.abs(numbers[:, 1:5]) <= 1).all() and (numbers[:, 1:5] != 0).any(0).all()
     with pytest.raises(common.UserError, match="is a run on FetchPush; values are shown for FetchPushImage"):
         monkeypatch.setattr(nearest.values.laeo, "load_checkpoint", lambda args: ({}, laeo.Args("FetchPush")))
-        nearest.main(tmp_path / "run")
+        nearest.main(small_run)
+
+
+# -------------------------------------------------------------------------------------------------------------- heads
+
+
+@pytest.fixture
+def short_heads(small_run, monkeypatch):
+    """Settings of heads.py for the small run."""
+    settings = {"log_exp_f-2": ("log_exp_f", 2, 1.0, 0.0, False), "nearest-0.2-1": ("nearest", 1, 0.2, 0.5, True)}
+    for name, x in {"SETTINGS": settings, "STEPS": 100, "BATCH_SIZE": 16}.items():
+        monkeypatch.setattr(heads, name, x)
+    path = small_run / "features.npy"
+    heads.encode(small_run, path)
+    return np.load(path, allow_pickle=False)
+
+
+def test_features_are_those_of_shifted_images(small_run, short_heads):
+    _, _, data, _, actor, _ = values.load(small_run, ("FetchPushImage",))
+    assert short_heads.shape == (3, 310, 16) and len({version.tobytes() for version in short_heads}) == 3
+    images, ways = data.observations[:5], [[i, j] for i in range(5) for j in range(5)]
+    with torch.no_grad():
+        each = [actor.encoder(images, torch.tensor([way] * 5)).half().numpy() for way in ways]
+    for version in short_heads[:, :5]:
+        distance = np.abs(np.stack(each) - version).max(-1).min(0)
+        assert (distance < 2e-3).all()
+
+
+def test_policies_learn_on_a_critic_that_stays_as_it_is(small_run, short_heads, monkeypatch):
+    """Without cloning a policy's value goes above that of the uniform distribution, for the examples it was given."""
+    loaded = []
+    monkeypatch.setattr(heads.values, "load", lambda *x, load=values.load: loaded.append(load(*x)) or loaded[-1])
+    actor, args = heads.train(short_heads, heads.SETTINGS["log_exp_f-2"], 100, small_run)
+    _, _, _, _, examples = laeo.load_data(args, values.CPU)
+    (_, _, data, _, _, critic), (*_, saved) = loaded[0], values.load(small_run, ("FetchPushImage",))
+    assert all(map(torch.equal, critic.state_dict().values(), saved.state_dict().values())) and len(examples) == 2
+    with torch.no_grad():
+        x, psi = critic.encoder(data.observations[:64]), critic.psi(critic.encoder(examples))
+        of_policy, *of_random = (
+            laeo.policy_value(critic.phi(x, action), psi, torch.zeros(2), 16, "log_exp_f").mean().item()
+            for action in (actor.mode(x), *(2 * torch.rand(20, 64, 4) - 1))
+        )
+    assert of_policy > max(of_random)
+
+
+def test_heads_write_a_result_of_each_setting_and_seed(small_run, short_heads, monkeypatch, capsys):
+    outcome = {"success_rate": 0.5, "final_success_rate": 0.0}
+    outcome["episodes"] = {"episode": [0, 1], "success": [True, False], "final_success": [False, False]}
+    monkeypatch.setattr(laeo, "evaluate", lambda *_: dict(outcome))
+    monkeypatch.setattr(heads, "ProcessPoolExecutor", lambda jobs, **_: ThreadPoolExecutor(1))
+    output = small_run.parent / "results" / "image_heads"
+    heads.main(heads.Args(small_run, seeds=(100, 101), output=output))
+    printed = {f"{name}-{seed}: 0.500 / 0.000" for name in heads.SETTINGS for seed in (100, 101)}
+    assert set(capsys.readouterr().out.splitlines()[-4:]) == printed
+    monkeypatch.setattr(report, "RESULTS", output.parent)
+    table = rows(report.TABLES["image_heads"]())
+    assert [row[:4] for row in table] == [
+        ["2", "`log_exp_f`", "0", "all alike"],
+        ["1", "`nearest`, 20%", "0.5", "by value"],
+    ]
+    assert all(row[4].startswith("0.500 [") and row[6] == "0.50 / 0.00, 0.50 / 0.00" for row in table)
+    monkeypatch.setattr(heads, "run", None)  # what is done stays done
+    heads.main(heads.Args(small_run, seeds=(100, 101), output=output))
+    for flags in ({"seeds": (99,)}, {"seeds": ()}, {"jobs": 0}):
+        with pytest.raises(common.UserError, match="--jobs must be 1 or more, and --seeds 100 or more"):
+            heads.main(heads.Args(small_run, **flags))
+
+
+def test_results_of_heads_are_of_its_settings():
+    for name, run in report.load("image_heads").items():
+        args = run["args"]
+        keys = "policy_objective", "num_success", "nearest_share", "bc_coef", "clone_by_value"
+        assert tuple(args[key] for key in keys) == heads.SETTINGS[name.rsplit("-", 1)[0]]
+        assert name.endswith(f"-{args['seed']}") and args["seed"] >= heads.FIRST_SEED
