@@ -492,7 +492,7 @@ def image_heads_table() -> str:
         cells.append("by value" if args["clone_by_value"] else "all alike")
         rows.append([*cells, *(rate(mine, kind) for kind in KINDS), seeds(mine)])
     columns = "success examples | objective | bc_coef | cloning | any step | last step | each seed, any / last"
-    return table(f"Policies on a frozen critic, seeds 100 to 105, 50 episodes each. {INTERVALS}", columns, rows)
+    return table(f"Policies on a frozen critic, seeds 100 to 103, 50 episodes each. {INTERVALS}", columns, rows)
 
 
 def ratio_table() -> str:
