@@ -22,7 +22,7 @@ import values
 import common
 import laeo
 
-SHARES = (0.005, 0.02, 0.05, 0.1, 0.2)
+SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 ALL, NUM_SUCCESS, SETS = 200, (200, 10, 1), 8
 STATES, POOL, ACTIONS = 400, 4096, 16
 

@@ -462,7 +462,7 @@ def test_tables_of_states_do_not_change_with_images(image_results):
 def test_tables_without_results_have_no_rows(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     names = [name for name in report.TABLES if name.startswith("image")]
-    assert len(names) == 7 and all(rows(report.TABLES[name]()) == [] for name in names)
+    assert len(names) == 8 and all(rows(report.TABLES[name]()) == [] for name in names)
 
 
 def test_curves_on_images_are_of_laeo_and_oril(image_results, monkeypatch, tmp_path):
