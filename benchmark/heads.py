@@ -26,6 +26,7 @@ from torch import Generator
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import values  # noqa: E402
+from image_search import stop  # noqa: E402
 from made import made  # noqa: E402
 from run import write_json  # noqa: E402
 
@@ -131,10 +132,13 @@ def main(given: Args) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(given.jobs, mp_context=context, max_tasks_per_child=1) as pool:
         futures = {pool.submit(run, path, *job, given): job for job in todo}
-        for future in as_completed(futures):
-            name, seed = futures[future]
-            rates = f"{future.result()['success_rate']:.3f} / {future.result()['final_success_rate']:.3f}"
-            print(f"{name}-{seed}: {rates}", flush=True)
+        try:
+            for future in as_completed(futures):
+                name, seed = futures[future]
+                rates = f"{future.result()['success_rate']:.3f} / {future.result()['final_success_rate']:.3f}"
+                print(f"{name}-{seed}: {rates}", flush=True)
+        finally:
+            stop(pool)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -270,6 +270,14 @@ def run(name: str, setting: Setting, seed: int, given: Args) -> dict:
     return result
 
 
+def stop(pool: Executor) -> None:
+    """Drop the jobs of a pool that have not begun, and end the processes of the others: after Ctrl-C none is left."""
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in multiprocessing.active_children():
+        process.terminate()
+        process.join()
+
+
 def main(given: Args) -> None:
     """Run what has no result yet."""
     if given.jobs < 1 or min(given.seeds, default=0) < FIRST_SEED:
@@ -287,10 +295,13 @@ def main(given: Args) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes, which read it when they load PyTorch
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(given.jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        for future in as_completed([pool.submit(run, *job) for job in todo]):
-            result = future.result()
-            rates = f"{result['success_rate']:.3f} / {result['final_success_rate']:.3f}"
-            print(f"{result['name']}-{result['args']['seed']}: {rates}", flush=True)
+        try:
+            for future in as_completed([pool.submit(run, *job) for job in todo]):
+                result = future.result()
+                rates = f"{result['success_rate']:.3f} / {result['final_success_rate']:.3f}"
+                print(f"{result['name']}-{result['args']['seed']}: {rates}", flush=True)
+        finally:
+            stop(pool)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 import functools
 import json
+import multiprocessing
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -311,6 +313,19 @@ def test_a_setting_is_trained_played_and_written_once(monkeypatch, tmp_path, cap
     assert table["base"][1:3] == ["num_success 2, steps 2, batch_size 4, channels 2", "2"]
     assert table["base"][-2:] == ["100, 101", "1.00 / 0.50, 1.00 / 0.50"]
     assert table["cloned"][-2:] == ["100", "1.00 / 0.50"] and "separate" in table["apart"][1].split(", ")
+
+
+def test_an_interrupted_search_leaves_no_process():
+    """Neither the job that runs, for ten minutes, nor those that have not begun."""
+    context = multiprocessing.get_context("spawn")
+    with pytest.raises(KeyboardInterrupt), ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            futures = [pool.submit(time.sleep, seconds) for seconds in (0, 600, 600, 600)]
+            futures[0].result()
+            raise KeyboardInterrupt
+        finally:
+            image_search.stop(pool)
+    assert not multiprocessing.active_children() and futures[-1].cancelled()
 
 
 @pytest.mark.parametrize(
