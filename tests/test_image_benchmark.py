@@ -320,7 +320,7 @@ def test_an_interrupted_search_leaves_no_process():
     context = multiprocessing.get_context("spawn")
     with pytest.raises(KeyboardInterrupt), ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            futures = [pool.submit(time.sleep, seconds) for seconds in (0, 600, 600, 600)]
+            futures = [pool.submit(time.sleep, seconds) for seconds in (0, *[600] * 9)]
             futures[0].result()
             raise KeyboardInterrupt
         finally:
