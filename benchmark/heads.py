@@ -9,11 +9,8 @@ policy, so that success is lower than laeo.py's: compare settings with each othe
 benchmark/results/image_heads/NAME-SEED.json.
 """
 
-import multiprocessing
-import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +23,7 @@ from torch import Generator
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import values  # noqa: E402
-from image_search import stop  # noqa: E402
+from image_search import FIRST_SEED, missing, run_all  # noqa: E402
 from made import made  # noqa: E402
 from run import write_json  # noqa: E402
 
@@ -47,7 +44,7 @@ SETTINGS = {  # objective, success examples, nearest_share, bc_coef, whether clo
     "nearest-0.2-1-bc_coef-0.7": ("nearest", 1, 0.2, 0.7, False),
     "nearest-0.2-1-clone_by_value": ("nearest", 1, 0.2, 0.5, True),
 }
-STEPS, BATCH_SIZE, EPISODES, SHIFTS, FIRST_SEED = 4_000, 128, 50, 3, 100
+STEPS, BATCH_SIZE, EPISODES, SHIFTS = 4_000, 128, 50, 3
 
 
 @dataclass
@@ -75,7 +72,7 @@ def encode(run_dir: Path, path: Path) -> None:
 def train(features: np.ndarray, setting: tuple, seed: int, run_dir: Path) -> tuple[laeo.Actor, laeo.Args]:
     """Return a policy with the layers after the encoder trained on features [SHIFTS, states, dim], and its flags."""
     objective, num_success, share, bc_coef, clone_by_value = setting
-    args, dataset, data, _, actor, critic = values.load(run_dir, ("FetchPushImage",))
+    args, _, data, _, actor, critic = values.load(run_dir, ("FetchPushImage",))
     flags = {"policy_objective": objective, "nearest_share": share, "bc_coef": bc_coef}
     args = replace(args, **flags, num_success=num_success, batch_size=BATCH_SIZE, gradient_steps=STEPS, seed=seed)
     examples, rng = laeo.load_data(args, values.CPU)[-1], np.random.default_rng(seed)
@@ -93,11 +90,10 @@ def train(features: np.ndarray, setting: tuple, seed: int, run_dir: Path) -> tup
         action = torch.from_numpy(data.batches.action[i])
         mean, std = actor.distribution(x)
         noise = torch.from_numpy(rng.standard_normal(action.shape, np.float32))
-        phi, of_data = critic.phi(x, torch.tanh(mean + std * noise)), critic.phi(x, action)
-        value = laeo.policy_value(phi, *states, BATCH_SIZE, objective)
+        value = laeo.policy_value(critic.phi(x, torch.tanh(mean + std * noise)), *states, BATCH_SIZE, objective)
         advantage = torch.zeros_like(value)
         if clone_by_value:
-            advantage = laeo.policy_value(of_data, *states, BATCH_SIZE, objective) - value.detach()
+            advantage = laeo.policy_value(critic.phi(x, action), *states, BATCH_SIZE, objective) - value.detach()
         optimizer.zero_grad()
         laeo.policy_loss(value, actor.log_prob(mean, std, action), advantage, bc_coef).backward()
         optimizer.step()
@@ -120,25 +116,11 @@ def run(path: Path, name: str, seed: int, given: Args) -> dict:
 
 def main(given: Args) -> None:
     """Run what has no result yet."""
-    if given.jobs < 1 or min(given.seeds, default=0) < FIRST_SEED:
-        raise common.UserError(f"--jobs must be 1 or more, and --seeds {FIRST_SEED} or more, which no table has.")
-    names = [name for name in SETTINGS if given.only in name]
-    todo = [(x, seed) for x in names for seed in given.seeds if not (given.output / f"{x}-{seed}.json").exists()]
+    todo = missing(SETTINGS, given)
     path = given.run_dir / "features.npy"
     if todo and not path.exists():
         encode(given.run_dir, path)
-    given.output.mkdir(parents=True, exist_ok=True)
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes, which read it when they load PyTorch
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(given.jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = {pool.submit(run, path, *job, given): job for job in todo}
-        try:
-            for future in as_completed(futures):
-                name, seed = futures[future]
-                rates = f"{future.result()['success_rate']:.3f} / {future.result()['final_success_rate']:.3f}"
-                print(f"{name}-{seed}: {rates}", flush=True)
-        finally:
-            stop(pool)
+    run_all(run, {label: (path, *job, given) for label, job in todo.items()}, given.jobs)
 
 
 if __name__ == "__main__":

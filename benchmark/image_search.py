@@ -14,10 +14,11 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -278,30 +279,38 @@ def stop(pool: Executor) -> None:
         process.join()
 
 
-def main(given: Args) -> None:
-    """Run what has no result yet."""
+def missing(names: Iterable[str], given: Any) -> dict[str, tuple[str, int]]:
+    """Return name and seed of what has no result yet, by NAME-SEED. Raises common.UserError for --jobs or --seeds."""
     if given.jobs < 1 or min(given.seeds, default=0) < FIRST_SEED:
         raise common.UserError(f"--jobs must be 1 or more, and --seeds {FIRST_SEED} or more, which no table has.")
+    found = {f"{name}-{seed}": (name, seed) for name in names if given.only in name for seed in given.seeds}
+    return {label: job for label, job in found.items() if not (given.output / f"{label}.json").exists()}
+
+
+def run_all(function: Callable[..., dict], todo: dict[str, tuple], jobs: int) -> None:
+    """Call a function with each of these arguments, in processes of their own; print the rates that it returns."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes, which read it when they load PyTorch
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        try:
+            futures = {pool.submit(function, *arguments): label for label, arguments in todo.items()}
+            for future in as_completed(futures):
+                result = future.result()
+                rates = f"{result['success_rate']:.3f} / {result['final_success_rate']:.3f}"
+                print(f"{futures[future]}: {rates}", flush=True)
+        finally:
+            stop(pool)
+
+
+def main(given: Args) -> None:
+    """Run what has no result yet."""
+    settings = read_settings()
+    todo = missing(settings, given)
     if given.device == "cuda" and not torch.cuda.is_available():
         raise common.UserError("--device is cuda, and PyTorch finds no GPU here; leave it out to train on the CPU.")
     if not given.dataset.exists():
         raise common.UserError(f"there is no dataset {given.dataset}; python benchmark/run.py data makes it.")
-    todo = [
-        (name, setting, seed, given)
-        for name, setting in read_settings().items()
-        for seed in given.seeds
-        if given.only in name and not (given.output / f"{name}-{seed}.json").exists()
-    ]
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes, which read it when they load PyTorch
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(given.jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        try:
-            for future in as_completed([pool.submit(run, *job) for job in todo]):
-                result = future.result()
-                rates = f"{result['success_rate']:.3f} / {result['final_success_rate']:.3f}"
-                print(f"{result['name']}-{result['args']['seed']}: {rates}", flush=True)
-        finally:
-            stop(pool)
+    run_all(run, {label: (name, settings[name], seed, given) for label, (name, seed) in todo.items()}, given.jobs)
 
 
 if __name__ == "__main__":

@@ -587,7 +587,7 @@ def test_heads_write_a_result_of_each_setting_and_seed(small_run, short_heads, m
     outcome = {"success_rate": 0.5, "final_success_rate": 0.0}
     outcome["episodes"] = {"episode": [0, 1], "success": [True, False], "final_success": [False, False]}
     monkeypatch.setattr(laeo, "evaluate", lambda *_: dict(outcome))
-    monkeypatch.setattr(heads, "ProcessPoolExecutor", lambda jobs, **_: ThreadPoolExecutor(1))
+    monkeypatch.setattr(image_search, "ProcessPoolExecutor", lambda jobs, **_: ThreadPoolExecutor(1))
     output = small_run.parent / "results" / "image_heads"
     heads.main(heads.Args(small_run, seeds=(100, 101), output=output))
     printed = {f"{name}-{seed}: 0.500 / 0.000" for name in heads.SETTINGS for seed in (100, 101)}
