@@ -160,18 +160,6 @@ def fit_log_ratio(
     return torch.cat([classifier(x.to(data.device)).detach().cpu() for x in data.observations.split(1024)]).numpy()
 
 
-def nearest_value(phi: Tensor, queue: Tensor, examples: Tensor, nearest: int) -> Tensor:
-    """Value [B] of phi [2, B, repr_dim]: the log of the share of its future that is near the success examples.
-
-    Of the states in the queue [2, N, repr_dim], which follow the data's distribution, as many as `nearest` stand for
-    success: those whose psi is nearest to that of any of the success examples [2, M, repr_dim].
-    """
-    distance = torch.cdist(*(x.transpose(0, 1).flatten(1) for x in (examples, queue))).amin(0)
-    chosen = distance.topk(min(nearest, len(distance)), largest=False).indices
-    f = phi @ queue.mT
-    return (f[..., chosen].logsumexp(-1) - f.logsumexp(-1)).amin(0)
-
-
 def update(
     batch: laeo.Batch, examples: Tensor, actor: laeo.Actor, critic: laeo.Critic, optimizer: torch.optim.Adam,
     args: laeo.Args, setting: Setting, queue: Tensor | None = None, step: int = 0,
@@ -198,19 +186,19 @@ def update(
     action = torch.tanh(mean + std * batch.noise)
     with torch.no_grad():
         goals = psi if weighted else critic.psi(critic.encoder(examples[batch.chosen], examples_shift))
-    states = goals.detach(), batch.log_ratio, size, args.policy_objective
-    critic.requires_grad_(False)
+    near = args
     if setting.objective == "nearest":
         place = step * size % setting.queue
         queue[:, place : place + size] = psi.detach()
-        states = queue[:, : (step + 1) * size], goals, setting.nearest
-        value = nearest_value(critic.phi(features.detach(), action), *states)
-    else:
-        value = laeo.policy_value(critic.phi(features.detach(), action), *states)
+        queue = queue[:, : (step + 1) * size]  # what is known so far
+        share = min(1.0, setting.nearest / queue.shape[1])
+        near = replace(args, policy_objective="nearest", nearest_share=share)
+    states = *laeo.value_states(goals.detach(), batch.log_ratio, queue, near), size, near.policy_objective
+    critic.requires_grad_(False)
+    value = laeo.policy_value(critic.phi(features.detach(), action), *states)
     critic.requires_grad_(True)
-    value_of = nearest_value if setting.objective == "nearest" else laeo.policy_value
     weighs = weighted or setting.clone_by_value
-    advantage = value_of(phi.detach(), *states) - value.detach() if weighs else torch.zeros_like(value)
+    advantage = laeo.policy_value(phi.detach(), *states) - value.detach() if weighs else torch.zeros_like(value)
     loss = laeo.policy_loss(value, actor.log_prob(mean, std, batch.action), advantage, args.bc_coef)
     (laeo.critic_loss(phi, psi) + loss).backward()
     optimizer.step()

@@ -202,27 +202,18 @@ def test_settings_do_what_their_names_say():
     assert isinstance(actor.encoder.net[-1], torch.nn.ReLU) and actor.encoder.dim == 32
 
 
-def test_nearest_value_is_the_share_of_the_future_near_the_examples():
-    rng = np.random.default_rng(0)
-    phi, queue, examples = (rng.standard_normal((2, n, 8)) for n in (5, 50, 3))
-    value = image_search.nearest_value(*map(torch.from_numpy, (phi, queue, examples)), 7)
-    distance = [
-        min(sum(((queue[k, i] - e[k]) ** 2).sum() for k in (0, 1)) for e in examples.swapaxes(0, 1)) for i in range(50)
-    ]
-    near = np.argsort(distance)[:7]
-    weights = np.exp(np.einsum("kbd,knd->kbn", phi, queue))
-    np.testing.assert_allclose(value, np.log(weights[..., near].sum(-1) / weights.sum(-1)).min(0), rtol=1e-10)
-    everything = image_search.nearest_value(*map(torch.from_numpy, (phi, queue, examples)), 99)
-    np.testing.assert_allclose(everything, 0, atol=1e-12)
-
-
-def test_queue_keeps_the_last_futures():
+def test_queue_keeps_the_last_futures_and_two_of_them_stand_for_success(monkeypatch):
+    chosen, value = [], laeo.policy_value
+    monkeypatch.setattr(laeo, "policy_value", lambda *given: chosen.append(given[1:]) or value(*given))
     args, batches, examples, *networks_ = networks(image_search.Setting(), 2, "log_exp_f")
     queue, setting = torch.zeros(2, 8, 8), image_search.Setting(objective="nearest", queue=8, nearest=2)
     kept = []
     for step in range(5):
         image_search.update(batches[step % 2], examples, *networks_, args, setting, queue, step)
         kept.append(queue.clone())
+        psi, log_ratio, size, objective = chosen.pop()
+        assert torch.equal(psi, queue[:, : 4 * (step + 1)]) and (size, objective) == (4, "nearest") and not chosen
+        assert sorted(log_ratio.tolist()) == [-np.inf] * (psi.shape[1] - 2) + [0.0] * 2
     for step in range(1, 5):
         new, old = (slice(4 * (i % 2), 4 * (i % 2) + 4) for i in (step, step + 1))
         assert torch.equal(kept[step][:, old], kept[step - 1][:, old])
