@@ -3,11 +3,10 @@
 # dependencies = ["torch>=2.6", "numpy>=1.26", "scipy>=1.11", "gymnasium>=1.2,<2", "filelock>=3.12", "tyro>=0.9",
 #     "tqdm>=4.66", "tensorboard>=2.21", "mujoco==3.3.0", "metaworld==3.1.1", "gymnasium-robotics==1.4.2", "pillow>=10"]
 # ///
-"""ORIL: learn a reward from a few success examples, then a policy from that reward and the trajectories.
+"""ORIL (Zolna et al. 2020): a reward from a few success examples, then a policy from it and the trajectories.
 
 A classifier tells success examples from states of the trajectories; its probability is the reward of arriving there.
-TD3+BC learns that reward's Q-function by temporal differences, and a policy that maximises it, held close to the data.
-Zolna et al. 2020; TD3+BC is Fujimoto and Gu 2021. `diff oril.py purl.py` shows the other reward loss.
+TD3+BC (Fujimoto and Gu 2021) learns that reward's Q-function, and a policy that maximises it, held close to the data.
 
     python oril.py --env-id FetchReach --gradient-steps 10000
     python oril.py --env-id FetchPush --num-success 10
@@ -59,13 +58,14 @@ class Args:
     verify: bool = False  # check the dataset's checksums, which reads all of it
     allow_version_mismatch: bool = False  # use a dataset although another version of the simulator made it
     num_success: Count = 200  # how many success examples the method sees
-    gradient_steps: Annotated[int | None, 1, 2**32 - 1] = None  # the policy's are half; states 20,000, images 28,000
+    gradient_steps: Annotated[int | None, 1, 2**32 - 1] = None  # of reward and critic; states 20,000, images 28,000
     batch_size: Annotated[int | None, 2, 2**32 - 1] = None  # transitions in a batch; states 256, images 128
     learning_rate: Share = 1e-3  # Adam's step size for critic and policy at the start; it falls linearly to zero
     reward_learning_rate: Share = 1e-4  # the same for the reward network
     reward: Literal["learned", "true"] = "learned"  # true: an oracle, TD3+BC on the success flags of all states
     discount: Annotated[float, 1e-6, 1 - 1e-6] = 0.99  # how much a reward one step later counts
     hidden_dim: Count = 256  # width of the two hidden layers in every network
+    policy_frequency: Count = 2  # policy and target networks move in one of so many steps; TD3's delay is 2
     alpha: Annotated[float, 0, 1e6] = 10.0  # weight of the normalised Q-value against cloning in the policy's loss
     tau: Share = 0.005  # share of the way that target networks go at each of the policy's steps
     channels: Count = 16  # for images: of the first convolution; the second and the third have twice as many
@@ -279,7 +279,7 @@ def next_q(batch: Batch, networks: Networks, shift: Tensor | None) -> Tensor:
 
 
 def update(batch: Batch, examples: Tensor, networks: Networks, optimizer: Adam, args: Args, step: int) -> None:
-    """Take one gradient step of reward and critic, and after every second one a step of policy and targets."""
+    """Take one gradient step of reward and critic, and every `policy_frequency` steps one of policy and targets."""
     optimizer.zero_grad()
     logits = networks.reward(batch.next_observation, batch.shifts[1])
     loss = reward_loss(networks.reward(examples[batch.chosen], batch.shifts[2]), logits)
@@ -287,7 +287,7 @@ def update(batch: Batch, examples: Tensor, networks: Networks, optimizer: Adam, 
     reward = logits.detach().sigmoid() if batch.solved is None else batch.solved.float()
     q = networks.critic(features, batch.action)
     loss = loss + critic_loss(q, reward, batch.terminal, next_q(batch, networks, batch.shifts[1]), args.discount)
-    if step % 2 == 1:  # the optimiser leaves networks without a gradient as they are
+    if (step + 1) % args.policy_frequency == 0:  # the optimiser leaves networks without a gradient as they are
         mean, std = networks.actor.distribution(features)
         networks.critic.requires_grad_(False)  # the policy's loss changes nothing there
         q = networks.critic(features.detach(), torch.tanh(mean + std * batch.noise))[0]
@@ -295,7 +295,7 @@ def update(batch: Batch, examples: Tensor, networks: Networks, optimizer: Adam, 
         loss = loss + policy_loss(q, networks.actor.log_prob(mean, std, batch.action), args.alpha)
     loss.backward()
     optimizer.step()
-    if step % 2 == 1:
+    if (step + 1) % args.policy_frequency == 0:
         for target, parameter in zip(networks.targets.parameters(), networks.parameters()):  # its first: actor, critic
             target.lerp_(parameter.detach(), args.tau)
 

@@ -11,7 +11,6 @@ temporal differences, learns that reward's Q-function and a policy that maximise
 Xu and Denil 2019, with Kiryo et al. 2017's non-negative risk; TD3+BC is Fujimoto and Gu 2021. ORIL has another loss.
 
     python purl.py --env-id FetchReach --gradient-steps 10000
-    python purl.py --env-id FetchPush --num-success 10
     python purl.py --env-id FetchPushImage
 
 Differences from the LAEO paper's baseline (Hatch et al. 2023) and its released code (docs/purl.md has the reasons):
@@ -57,7 +56,7 @@ class Args:
     verify: bool = False  # check the dataset's checksums, which reads all of it
     allow_version_mismatch: bool = False  # use a dataset although another version of the simulator made it
     num_success: Count = 200  # how many success examples the method sees
-    gradient_steps: Annotated[int | None, 1, 2**32 - 1] = None  # the policy's are half; states 20,000, images 28,000
+    gradient_steps: Annotated[int | None, 1, 2**32 - 1] = None  # of reward and critic; states 20,000, images 28,000
     batch_size: Annotated[int | None, 2, 2**32 - 1] = None  # transitions in a batch; states 256, images 128
     learning_rate: Share = 1e-3  # Adam's step size for critic and policy at the start; it falls linearly to zero
     reward_learning_rate: Share = 1e-4  # the same for the reward network
@@ -65,6 +64,7 @@ class Args:
     discount: Annotated[float, 1e-6, 1 - 1e-6] = 0.99  # how much a reward one step later counts
     hidden_dim: Count = 256  # width of the two hidden layers in every network
     eta: Share = 0.3  # prior: the share of the data's states that is taken to be successes
+    policy_frequency: Count = 2  # policy and target networks move in one of so many steps; TD3's delay is 2
     alpha: Annotated[float, 0, 1e6] = 10.0  # weight of the normalised Q-value against cloning in the policy's loss
     tau: Share = 0.005  # share of the way that target networks go at each of the policy's steps
     channels: Count = 16  # for images: of the first convolution; the second and the third have twice as many
@@ -279,7 +279,7 @@ def next_q(batch: Batch, networks: Networks, shift: Tensor | None) -> Tensor:
 
 
 def update(batch: Batch, examples: Tensor, networks: Networks, optimizer: Adam, args: Args, step: int) -> None:
-    """Take one gradient step of reward and critic, and after every second one a step of policy and targets."""
+    """Take one gradient step of reward and critic, and every `policy_frequency` steps one of policy and targets."""
     optimizer.zero_grad()
     logits = networks.reward(batch.next_observation, batch.shifts[1])
     loss = reward_loss(networks.reward(examples[batch.chosen], batch.shifts[2]), logits, args.eta)
@@ -287,7 +287,7 @@ def update(batch: Batch, examples: Tensor, networks: Networks, optimizer: Adam, 
     reward = logits.detach().sigmoid() if batch.solved is None else batch.solved.float()
     q = networks.critic(features, batch.action)
     loss = loss + critic_loss(q, reward, batch.terminal, next_q(batch, networks, batch.shifts[1]), args.discount)
-    if step % 2 == 1:  # the optimiser leaves networks without a gradient as they are
+    if (step + 1) % args.policy_frequency == 0:  # the optimiser leaves networks without a gradient as they are
         mean, std = networks.actor.distribution(features)
         networks.critic.requires_grad_(False)  # the policy's loss changes nothing there
         q = networks.critic(features.detach(), torch.tanh(mean + std * batch.noise))[0]
@@ -295,7 +295,7 @@ def update(batch: Batch, examples: Tensor, networks: Networks, optimizer: Adam, 
         loss = loss + policy_loss(q, networks.actor.log_prob(mean, std, batch.action), args.alpha)
     loss.backward()
     optimizer.step()
-    if step % 2 == 1:
+    if (step + 1) % args.policy_frequency == 0:
         for target, parameter in zip(networks.targets.parameters(), networks.parameters()):  # its first: actor, critic
             target.lerp_(parameter.detach(), args.tau)
 

@@ -374,16 +374,19 @@ def test_an_image_is_shifted_alike_for_all_networks_and_the_next_one_in_another_
     assert len(seen) == SIZE + SIZE + 7 and sum(a != b for a, b in zip(expected[:SIZE], expected[SIZE:])) > 12
 
 
-def test_policy_and_targets_move_in_every_second_step_only(script):
+@pytest.mark.parametrize("frequency", [1, 2, 3])
+def test_policy_and_targets_move_in_one_of_so_many_steps(script, frequency):
     networks = make_networks(script)
     scatter_targets(networks)
     optimizer = torch.optim.Adam(networks.parameters(), 1e-2)
     for step in range(4):
         before = {name: value.clone() for name, value in networks.state_dict().items()}
-        update(script, networks, optimizer, step)
+        flags = {} if frequency == 2 else {"policy_frequency": frequency}  # 2 is the default
+        update(script, networks, optimizer, step, **flags)
         for name, value in networks.state_dict().items():
             part, buffer = name.split(".")[0], "observation" in name or "bounds" in name
-            moves = not buffer and (part in ("critic", "reward") or step % 2 == 1)
+            delayed = step in {1: (0, 1, 2, 3), 2: (1, 3), 3: (2,)}[frequency]
+            moves = not buffer and (part in ("critic", "reward") or delayed)
             assert torch.equal(value, before[name]) != moves, (step, name)
 
 
