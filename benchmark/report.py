@@ -277,6 +277,20 @@ def image_objectives_table() -> str:
     return table(f"{INTERVALS} {MINUTES}", f"success examples | objective | {MEASURED}", rows)
 
 
+def oril_images_table() -> str:
+    """Return the table of the settings that ORIL was tried with on FetchPushImage."""
+    from run import ORIL_IMAGES, ORIL_IMAGES_FLAGS
+
+    found, rows = by_setting("oril_images"), []
+    for name, flags in ORIL_IMAGES.items():
+        if mine := found.get(name):
+            each = ", ".join(str(run["args"]["seed"]) for run in mine)
+            rates = (rate(mine, kind) for kind in KINDS)
+            rows.append([name, f"`{f'oril.py {flags}'.rstrip()}`", *rates, each, seeds(mine)])
+    caption = f"ORIL with `{ORIL_IMAGES_FLAGS}`. {INTERVALS} Of one seed they speak of other starts alone."
+    return table(caption, "setting | command | any step | last step | seeds | each seed, any / last", rows)
+
+
 def cvl_table(experiment: str, names: dict[str, str]) -> str:
     """Return the table of an experiment, with a row for each of these settings."""
     found = by_setting(experiment)
@@ -574,6 +588,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "image_examples": lambda: methods_table("image_examples", "success examples"),
     "image_sizes": lambda: methods_table("image_sizes", "episodes"), "image_search": image_search_table,
     "image_objectives": image_objectives_table, "image_heads": image_heads_table,
+    "oril_images": oril_images_table,
     "differences": lambda: differences_table(DIFFERENCES["differences"]),
     "image_differences": lambda: differences_table(DIFFERENCES["image_differences"]),
     "tasks": tasks_table, "data": data_table, "behavior": behavior_table, "threads": threads_table,

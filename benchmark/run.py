@@ -127,6 +127,14 @@ LARGE_IMAGES = "--dataset datasets/FetchPushImage-12000-medium"
 GPU = "--channels 32 --hidden-dim 1024 --batch-size 1024 --learning-rate 3e-4 --gradient-steps 250000 --random-shift 0 "
 GPU += "--device cuda --eval-interval 50000"  # an evaluation takes half a minute
 GPU_EPISODES = 31_271
+ORIL_IMAGES = {  # what ORIL is given beside the flags below, on the first search seed
+    "default": "",
+    "policy-frequency-1": "--policy-frequency 1",
+    "alpha-3-policy-frequency-1": "--alpha 3 --policy-frequency 1",
+    "alpha-30": "--alpha 30",
+    "reward-learning-rate-0.001": "--reward-learning-rate 0.001",
+}
+ORIL_IMAGES_FLAGS = "--env-id FetchPushImage --gradient-steps 14000 --eval-episodes 200 --eval-interval 0"
 
 
 def flags(method: str, task: str) -> str:
@@ -233,6 +241,8 @@ def experiments() -> dict[str, dict[str, list[str]]]:
             (1, "log_exp_f", "--policy-objective log_exp_f"),
         )
     }
+    tried = {name: f"oril.py {ORIL_IMAGES_FLAGS} {flags}" for name, flags in ORIL_IMAGES.items()}
+    oril_images = seeded(tried, SEARCH_SEEDS[:1])
     image_sizes = {  # 4,000 episodes are among images
         f"{method}-12000-{seed}": f"{method}.py --env-id FetchPushImage {LARGE_IMAGES} --seed {seed}"
         for method in ("laeo", "bc")
@@ -251,7 +261,7 @@ def experiments() -> dict[str, dict[str, list[str]]]:
     runs |= {"tailo": tailo, "tailo_search": tailo_search, "contrastive_rl": contrastive_rl}
     runs |= {"contrastive_rl_search": contrastive_rl_search, "cvl": cvl, "goals": goals}
     runs |= {"images": images, "image_examples": image_examples, "image_sizes": image_sizes, "gpu": gpu}
-    runs["image_objectives"] = seeded(image_objectives)
+    runs |= {"image_objectives": seeded(image_objectives), "oril_images": oril_images}
     return {name: {run: command.split() for run, command in commands.items()} for name, commands in runs.items()}
 
 
