@@ -15,7 +15,7 @@ Equation numbers in this file are those of Hatch et al. 2023, "Contrastive Examp
 
 Differences from the paper and from the released code (docs/laeo.md has the reasons):
  1. Observations and success examples are standardised; images by a mean of each pixel and one deviation.
- 2. The expectation over p* is over the data's states, by p*/p; for images over the examples or, if few, what is near.
+ 2. The expectation over p* is over the data's states, by p*/p; for images over the examples or, if few, states near.
  3. The policy maximises log E[e^f], and clones (of states) by Q-values; in paper and code E[e^f], E[f], and all alike.
  4. log(B - 1) is added to the logits, so that f with in-batch negatives is the f of Eq. 6.
  5. Future states come at least one step after the state and at most at the episode's end, as in the code.

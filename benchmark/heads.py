@@ -2,11 +2,11 @@
 
 A run of laeo.py on FetchPushImage takes half an hour, and one seed cannot tell two objectives apart. Here encoder and
 critic of a finished run stay as they are. Only the policy's own layers are trained anew, for 4,000 steps on the
-features of the encoder, which are computed once, and then played on 50 starts: less than a minute. Every setting below
-has the seeds 100 to 103, which are in no table of results; a seed decides the success examples, the initial weights,
-the batches, 2,048 states of the data for the objective `nearest`, and the starts. The encoder cannot adapt to the
-policy, so that success is lower than laeo.py's: compare settings with each other. Results go to
-benchmark/results/image_heads/NAME-SEED.json.
+features of the encoder, which are computed once, and then played on 50 starts: a minute or two. Every setting below
+has the seeds 100 to 103, which are in no other table of results; a seed decides the success examples, the initial
+weights, the batches, 2,048 states of the data for the objective `nearest`, and the starts. The encoder is that of the
+run, with the run's number of examples, and does not adapt to the policy: compare settings with each other, not with
+laeo.py. Results go to benchmark/results/image_heads/NAME-SEED.json.
 """
 
 import sys

@@ -3,10 +3,11 @@
     python benchmark/image_search.py --only shift --seeds 100 101 --jobs 2
 
 benchmark/image_search.json names the settings and what each has differently from the fields of Setting below, which are
-laeo.py's own for images: with these the update is that of laeo.update to the bit. Every setting that has no result yet
-is trained on every seed, with laeo.py's networks and batches, and then played on 200 starts of that seed. Seeds are 100
-or more, which are in no table of results. With the objective `weighted`, which laeo.py has for states alone, p*/p is
-learned from randomly shifted images, without noise. Results go to benchmark/results/image_search/NAME-SEED.json.
+laeo.py's own for images, but for those of `nearest`: with these the update is that of laeo.update to the bit. Every
+setting that has no result yet is trained on every seed, with laeo.py's networks and batches, and then played on 200
+starts of that seed. Seeds are 100 or more, which are in no table of results. With the objective `weighted`, which
+laeo.py has for states alone, p*/p is learned from randomly shifted images, without noise. Results go to
+benchmark/results/image_search/NAME-SEED.json.
 """
 
 import json

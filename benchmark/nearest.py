@@ -1,11 +1,11 @@
 """How well a few success examples of images rank actions:  python benchmark/nearest.py runs/one
 
-For a finished run of laeo.py on FetchPushImage, 400 held-out states with at least ten steps to go, and 32 actions for
-each of them, half from the policy and half uniform. The reference is the objective `nearest` with every solved state of
-4,096 others as success, which the dataset's flags tell and no training sees. The numbers are means over states of the
-correlation, over actions, of a value with the reference: outside the goal / where the task is solved. Rows are the
-number of success examples, each with up to eight disjoint sets; columns the objective log_exp_f, and `nearest` with
-shares of as many other states as laeo.py keeps.
+The run is a finished one of laeo.py on FetchPushImage. Values are compared at 400 held-out states with at least ten
+steps to go, and 32 actions for each of them, half from the policy and half uniform. The reference is the objective
+`nearest` with every solved state of 4,096 others as success, which the dataset's flags tell and no training sees. The
+numbers are means over states of the correlation, over actions, of a value with the reference: outside the goal / where
+the task is solved. Rows are the number of success examples, each with up to eight disjoint sets; columns the objective
+log_exp_f, and `nearest` with shares of as many other states as laeo.py keeps.
 """
 
 import sys

@@ -287,7 +287,7 @@ def oril_images_table() -> str:
             each = ", ".join(str(run["args"]["seed"]) for run in mine)
             rates = (rate(mine, kind) for kind in KINDS)
             rows.append([name, f"`{f'oril.py {flags}'.rstrip()}`", *rates, each, seeds(mine)])
-    caption = f"ORIL with `{ORIL_IMAGES_FLAGS}`. {INTERVALS} Of one seed they speak of other starts alone."
+    caption = f"ORIL with `{ORIL_IMAGES_FLAGS}`. {INTERVALS} Of one seed they cover other starts alone."
     return table(caption, "setting | command | any step | last step | seeds | each seed, any / last", rows)
 
 
@@ -425,7 +425,7 @@ def contrastive_rl_search_table() -> str:
         cells = [rate(runs, kind) for kind in KINDS]
         rows.append([CRITIC_LOSSES[args["critic_loss"]], f"{args['bc_coef']:g}", *cells, f"{args['seed']}"])
     caption = (
-        f"Offline on FetchPush, 100 episodes. {INTERVALS} Of one seed they speak of other starts alone, and not of "
+        f"Offline on FetchPush, 100 episodes. {INTERVALS} Of one seed they cover other starts alone, and not "
         "other seeds."
     )
     return table(caption, "critic's loss | weight of cloning | any step | last step | seed", rows)
@@ -489,7 +489,7 @@ def image_search_table() -> str:
         each = ", ".join(str(run["args"]["seed"]) for run in mine)
         rows.append([name, differs, steps, device, *(rate(mine, kind) for kind in KINDS), each, seeds(mine)])
     caption = (
-        f"Settings on FetchPushImage, on search seeds, 200 episodes each. {INTERVALS} Of one seed they speak of other "
+        f"Settings on FetchPushImage, on search seeds, 200 episodes each. {INTERVALS} Of one seed they cover other "
         "starts alone. Where fewer steps were taken than asked for, the learning rate fell to zero over the time of "
         "the run."
     )

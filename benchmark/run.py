@@ -243,6 +243,8 @@ def experiments() -> dict[str, dict[str, list[str]]]:
     }
     tried = {name: f"oril.py {ORIL_IMAGES_FLAGS} {flags}" for name, flags in ORIL_IMAGES.items()}
     oril_images = seeded(tried, SEARCH_SEEDS[:1])
+    reach = "oril.py --env-id FetchReachImage --quality hard --gradient-steps 6000 --eval-interval 2000"
+    oril_reach = seeded({"default": reach}, SEARCH_SEEDS[:1])  # how many steps ORIL needs there
     image_sizes = {  # 4,000 episodes are among images
         f"{method}-12000-{seed}": f"{method}.py --env-id FetchPushImage {LARGE_IMAGES} --seed {seed}"
         for method in ("laeo", "bc")
@@ -261,7 +263,7 @@ def experiments() -> dict[str, dict[str, list[str]]]:
     runs |= {"tailo": tailo, "tailo_search": tailo_search, "contrastive_rl": contrastive_rl}
     runs |= {"contrastive_rl_search": contrastive_rl_search, "cvl": cvl, "goals": goals}
     runs |= {"images": images, "image_examples": image_examples, "image_sizes": image_sizes, "gpu": gpu}
-    runs |= {"image_objectives": seeded(image_objectives), "oril_images": oril_images}
+    runs |= {"image_objectives": seeded(image_objectives), "oril_images": oril_images, "oril_reach": oril_reach}
     return {name: {run: command.split() for run, command in commands.items()} for name, commands in runs.items()}
 
 
