@@ -25,7 +25,7 @@ import report
 import common
 
 FIGURES = Path(__file__).parent / "figures"
-METHODS = report.METHODS | {"tailo": "TAILO"}
+METHODS = report.METHODS
 COLORS = dict(zip(METHODS, ("tab:blue", "tab:orange", "tab:green", "tab:gray", "tab:red")))
 LABELS = {"success": "success at any step", "final_success": "success at the last step"}
 plt.rcParams["svg.hashsalt"] = "the same results give the same file"
@@ -82,7 +82,7 @@ def against(experiment: str, axes: dict, xlabel: str) -> bool:
     """Draw the rate of each method with its interval against the case, a number, of an experiment."""
     cases = report.groups(experiment)
     for kind, ax in axes.items():
-        for method, name in report.METHODS.items():
+        for method, name in METHODS.items():
             points = [
                 (int(case), *report.rate_interval([report.outcomes(run, kind) for run in methods[method]]))
                 for case, methods in sorted(cases, key=lambda case: int(case[0]))

@@ -40,11 +40,11 @@ sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
 
 STATE_TASKS = [env_id for env_id, task in common.TASKS.items() if task.state_task is None]
-METHODS = {"laeo": "LAEO", "oril": "ORIL", "purl": "PURL", "bc": "BC"}
+METHODS = {"laeo": "LAEO", "oril": "ORIL", "purl": "PURL", "bc": "BC", "tailo": "TAILO"}
 IMAGE_TASKS = ["FetchReachImage", "FetchReachImage_hard", "FetchPushImage", "FetchPushImageOccluded"]  # _hard: the data
 STANDARD = {  # runs that are a case of these experiments too: where they are, of what task, the case, which methods
     "examples": ("state", "FetchPush", "200", ("laeo", "oril", "purl")),
-    "sizes": ("state", "FetchPush", "4000", tuple(METHODS)),
+    "sizes": ("state", "FetchPush", "4000", ("laeo", "oril", "purl", "bc")),
     "image_examples": ("images", "FetchPushImage", "200", ("laeo", "oril", "purl")),
     "image_sizes": ("images", "FetchPushImage", "4000", ("laeo", "bc")),
 }
@@ -217,11 +217,11 @@ def written(case: str) -> str:
     return f"{int(case):,}" if case.isdigit() else case.replace("_hard", ", hard data")
 
 
-def methods_table(experiment: str, first_column: str) -> str:
-    """Return the table of all methods in every case of an experiment."""
+def methods_table(experiment: str, first_column: str, prefix: str = "") -> str:
+    """Return the table of all methods in every case of an experiment whose name begins with `prefix`."""
     rows = []
     for case, methods in groups(experiment):
-        for method, mine in methods.items():
+        for method, mine in methods.items() if case.startswith(prefix) else ():
             rows.append([written(case), METHODS[method], *measured(mine)])
     return table(f"{INTERVALS} {MINUTES}", f"{first_column} | method | {MEASURED}", rows)
 
@@ -329,10 +329,10 @@ def search_table() -> str:
 def tailo_table() -> str:
     """Return the table of TAILO and of oracle cloning, beside the methods' runs of other experiments."""
     own, others, rows = load("tailo"), {"state": load("state"), "examples": load("examples")}, []
-    methods = {"tailo": "TAILO"} | METHODS | {"oracle": "oracle: BC of solved episodes"}
+    methods = {"tailo": METHODS["tailo"]} | METHODS | {"oracle": "oracle: BC of solved episodes"}
     for case in (*STATE_TASKS, "10", "1"):
         for method, name in methods.items():
-            runs = others["examples" if case.isdigit() else "state"] if method in METHODS else own
+            runs = own if method in ("tailo", "oracle") else others["examples" if case.isdigit() else "state"]
             if mine := of_task(runs, method, case):
                 rows.append([f"FetchPush, examples: {case}" if case.isdigit() else case, name, *measured(mine)])
     caption = (
@@ -559,7 +559,7 @@ def made_table() -> str:
     """Return for every table the command that makes its results, their number, and where and when they were made."""
     rows = []
     for name in TABLES:
-        if name in ("made", "behavior"):  # of the latter docs/contrastive_rl.md says it
+        if name in ("made", "behavior", "images_of_push"):  # docs/contrastive_rl.md says it, and the table `images`
             continue
         command, places = SOURCES.get(name, (f"run.py {name}", name))
         paths = [path for place in places.split() for path in (RESULTS / place, *sorted((RESULTS / place).glob("*")))]
@@ -585,6 +585,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cvl": lambda: cvl_table("cvl", CVL), "goals": lambda: cvl_table("goals", GOALS),
     "bandwidth": lambda: methods_table("bandwidth", "success examples"),
     "images": lambda: methods_table("images", "task"),
+    "images_of_push": lambda: methods_table("images", "task", "FetchPush"),
     "image_examples": lambda: methods_table("image_examples", "success examples"),
     "image_sizes": lambda: methods_table("image_sizes", "episodes"), "image_search": image_search_table,
     "image_objectives": image_objectives_table, "image_heads": image_heads_table,

@@ -117,10 +117,10 @@ TAILO_SEARCH = {  # what TAILO is given beside these, on the first two search se
     "oracle": "",  # bc.py --only-solved
 }
 IMAGES = {  # methods and number of seeds; `_hard` stands for hard data
-    "FetchReachImage": (METHODS, 3),
-    "FetchReachImage_hard": (METHODS, 3),
-    "FetchPushImage": (METHODS, 3),
-    "FetchPushImageOccluded": (("laeo", "oril", "bc"), 2),
+    "FetchReachImage": ((*METHODS, "tailo"), 3),
+    "FetchReachImage_hard": ((*METHODS, "tailo"), 3),
+    "FetchPushImage": ((*METHODS, "tailo"), 3),
+    "FetchPushImageOccluded": ((*METHODS, "tailo"), 2),
 }
 LARGE_IMAGES = "--dataset datasets/FetchPushImage-12000-medium"
 # On a GPU: the paper's sizes, dataset and steps, and no random shift. These have not been run.

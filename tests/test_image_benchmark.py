@@ -380,12 +380,13 @@ def test_results_of_the_search_are_of_its_settings():
 def test_runs_on_images():
     commands = benchmark.experiments()
     counts = {name: len(commands[name]) for name in ("images", "image_examples", "image_sizes", "gpu")}
-    assert counts == {"images": 3 * 4 * 3 + 3 * 2, "image_examples": 2 * 3 * 3, "image_sizes": 4, "gpu": 10}
+    assert counts == {"images": 3 * 5 * 3 + 5 * 2, "image_examples": 2 * 3 * 3, "image_sizes": 4, "gpu": 10}
     curves = ["--eval-interval", "4000"]
     assert commands["images"]["laeo-FetchPushImage-2"] == "laeo.py --env-id FetchPushImage --seed 2".split() + curves
     expected = "bc.py --env-id FetchReachImage --seed 1 --quality hard --gradient-steps 6000".split()
     assert commands["images"]["bc-FetchReachImage_hard-1"] == expected
-    assert not any(name.startswith("purl-FetchPushImageOccluded") for name in commands["images"])
+    expected = "tailo.py --env-id FetchPushImageOccluded --seed 1".split()
+    assert commands["images"]["tailo-FetchPushImageOccluded-1"] == expected
     expected = "oril.py --env-id FetchPushImage --num-success 1 --seed 0".split()
     assert commands["image_examples"]["oril-1-0"] == expected
     needed = {name: benchmark.needed(command).name for name, command in commands["images"].items()}
@@ -417,7 +418,7 @@ def image_results(monkeypatch, tmp_path):
     for name in ("FetchPushImageOccluded", "FetchPushImage", "FetchReachImage_hard", "FetchReachImage"):
         for seed in (0, 1):
             write(tmp_path / f"images/laeo-{name}-{seed}.json", image_run(name.removesuffix("_hard"), 8 + seed, 6))
-    for method, successes in (("bc", 5), ("oril", 7), ("purl", 6)):
+    for method, successes in (("bc", 5), ("oril", 7), ("purl", 6), ("tailo", 7)):
         write(tmp_path / f"images/{method}-FetchPushImage-0.json", image_run("FetchPushImage", successes, 4))
     for method, n in (("laeo", 10), ("oril", 10), ("laeo", 1)):
         write(tmp_path / f"image_examples/{method}-{n}-0.json", image_run("FetchPushImage", 5, 3))
@@ -428,12 +429,13 @@ def image_results(monkeypatch, tmp_path):
 
 def test_tables_of_images(image_results):
     table = rows(report.TABLES["images"]())
-    push = [["FetchPushImage", method] for method in ("LAEO", "ORIL", "PURL", "BC")]
+    push = [["FetchPushImage", method] for method in ("LAEO", "ORIL", "PURL", "BC", "TAILO")]
     reach = [["FetchReachImage", "LAEO"], ["FetchReachImage, hard data", "LAEO"]]
     assert [row[:2] for row in table] == [*reach, *push, ["FetchPushImageOccluded", "LAEO"]]
     laeo_row = table[2]
     assert laeo_row[2].startswith("**0.850 [") and laeo_row[3].startswith("0.600 [")
     assert laeo_row[4:] == ["0.80 / 0.60, 0.90 / 0.60", "28,000", "10.0"]
+    assert rows(report.TABLES["images_of_push"]()) == table[2:]
     table = rows(report.TABLES["image_examples"]())
     cases = [["200", "LAEO"], ["200", "ORIL"], ["200", "PURL"], ["10", "LAEO"], ["10", "ORIL"], ["1", "LAEO"]]
     assert [row[:2] for row in table] == cases and table[3][2].startswith("**0.500 [")
@@ -458,7 +460,7 @@ def test_objectives_with_few_examples_are_the_default_and_another(image_results)
 
 def test_differences_on_images(image_results):
     table = {(row[0], row[1]): row[2:] for row in rows(report.TABLES["image_differences"]())}
-    push = [("FetchPushImage", f"LAEO - {method}") for method in ("ORIL", "PURL", "BC")]
+    push = [("FetchPushImage", f"LAEO - {method}") for method in ("ORIL", "PURL", "BC", "TAILO")]
     fewer = ("FetchPushImage, success examples: 10", "LAEO - ORIL")
     more = ("FetchPushImage, episodes: 12,000", "LAEO - BC")
     assert list(table) == [*push, fewer, more]  # what has 200 examples or 4,000 episodes is there once
@@ -473,7 +475,7 @@ def test_tables_of_states_do_not_change_with_images(image_results):
 def test_tables_without_results_have_no_rows(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     names = [name for name in report.TABLES if name.startswith("image")]
-    assert len(names) == 8 and all(rows(report.TABLES[name]()) == [] for name in names)
+    assert len(names) == 9 and all(rows(report.TABLES[name]()) == [] for name in names)
 
 
 def test_curves_on_images_are_of_laeo_and_oril(image_results, monkeypatch, tmp_path):
