@@ -277,17 +277,16 @@ def image_objectives_table() -> str:
     return table(f"{INTERVALS} {MINUTES}", f"success examples | objective | {MEASURED}", rows)
 
 
-def oril_images_table() -> str:
-    """Return the table of the settings that ORIL was tried with on FetchPushImage."""
-    from run import ORIL_IMAGES, ORIL_IMAGES_FLAGS
+def baseline_images_table() -> str:
+    """Return the table of the settings that ORIL and PURL were tried with on FetchPushImage."""
+    from run import BASELINE_IMAGES, BASELINE_IMAGES_FLAGS
 
-    found, rows = by_setting("oril_images"), []
-    for name, flags in ORIL_IMAGES.items():
+    found, rows = by_setting("baseline_images"), []
+    for name, command in BASELINE_IMAGES.items():
         if mine := found.get(name):
             each = ", ".join(str(run["args"]["seed"]) for run in mine)
-            rates = (rate(mine, kind) for kind in KINDS)
-            rows.append([name, f"`{f'oril.py {flags}'.rstrip()}`", *rates, each, seeds(mine)])
-    caption = f"ORIL with `{ORIL_IMAGES_FLAGS}`. {INTERVALS} Of one seed they cover other starts alone."
+            rows.append([name, f"`{command}`", *(rate(mine, kind) for kind in KINDS), each, seeds(mine)])
+    caption = f"All with `{BASELINE_IMAGES_FLAGS}`. {INTERVALS} Of one seed they cover other starts alone."
     return table(caption, "setting | command | any step | last step | seeds | each seed, any / last", rows)
 
 
@@ -589,7 +588,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "image_examples": lambda: methods_table("image_examples", "success examples"),
     "image_sizes": lambda: methods_table("image_sizes", "episodes"), "image_search": image_search_table,
     "image_objectives": image_objectives_table, "image_heads": image_heads_table,
-    "oril_images": oril_images_table,
+    "baseline_images": baseline_images_table,
     "differences": lambda: differences_table(DIFFERENCES["differences"]),
     "image_differences": lambda: differences_table(DIFFERENCES["image_differences"]),
     "tasks": tasks_table, "data": data_table, "behavior": behavior_table, "threads": threads_table,

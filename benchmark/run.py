@@ -127,14 +127,17 @@ LARGE_IMAGES = "--dataset datasets/FetchPushImage-12000-medium"
 GPU = "--channels 32 --hidden-dim 1024 --batch-size 1024 --learning-rate 3e-4 --gradient-steps 250000 --random-shift 0 "
 GPU += "--device cuda --eval-interval 50000"  # an evaluation takes half a minute
 GPU_EPISODES = 31_271
-ORIL_IMAGES = {  # what ORIL is given beside the flags below, on the first search seed
-    "default": "",
-    "policy-frequency-1": "--policy-frequency 1",
-    "alpha-3-policy-frequency-1": "--alpha 3 --policy-frequency 1",
-    "alpha-30": "--alpha 30",
-    "reward-learning-rate-0.001": "--reward-learning-rate 0.001",
+BASELINE_IMAGES = {  # with the flags below, on the first search seed
+    "oril": "oril.py",
+    "oril-policy-frequency-1": "oril.py --policy-frequency 1",
+    "oril-alpha-3-policy-frequency-1": "oril.py --alpha 3 --policy-frequency 1",
+    "oril-alpha-30": "oril.py --alpha 30",
+    "oril-reward-learning-rate-0.001": "oril.py --reward-learning-rate 0.001",
+    "purl": "purl.py",
+    "purl-alpha-3": "purl.py --alpha 3",
+    "purl-eta-0.15": "purl.py --eta 0.15",
 }
-ORIL_IMAGES_FLAGS = "--env-id FetchPushImage --gradient-steps 14000 --eval-episodes 200 --eval-interval 0"
+BASELINE_IMAGES_FLAGS = "--env-id FetchPushImage --gradient-steps 14000 --eval-episodes 200 --eval-interval 0"
 
 
 def flags(method: str, task: str) -> str:
@@ -241,8 +244,8 @@ def experiments() -> dict[str, dict[str, list[str]]]:
             (1, "log_exp_f", "--policy-objective log_exp_f"),
         )
     }
-    tried = {name: f"oril.py {ORIL_IMAGES_FLAGS} {flags}" for name, flags in ORIL_IMAGES.items()}
-    oril_images = seeded(tried, SEARCH_SEEDS[:1])
+    tried = {name: f"{command} {BASELINE_IMAGES_FLAGS}" for name, command in BASELINE_IMAGES.items()}
+    baseline_images = seeded(tried, SEARCH_SEEDS[:1])
     reach = "oril.py --env-id FetchReachImage --quality hard --gradient-steps 6000 --eval-interval 2000"
     oril_reach = seeded({"default": reach}, SEARCH_SEEDS[:1])  # how many steps ORIL needs there
     image_sizes = {  # 4,000 episodes are among images
@@ -263,7 +266,7 @@ def experiments() -> dict[str, dict[str, list[str]]]:
     runs |= {"tailo": tailo, "tailo_search": tailo_search, "contrastive_rl": contrastive_rl}
     runs |= {"contrastive_rl_search": contrastive_rl_search, "cvl": cvl, "goals": goals}
     runs |= {"images": images, "image_examples": image_examples, "image_sizes": image_sizes, "gpu": gpu}
-    runs |= {"image_objectives": seeded(image_objectives), "oril_images": oril_images, "oril_reach": oril_reach}
+    runs |= {"image_objectives": seeded(image_objectives), "baseline_images": baseline_images, "oril_reach": oril_reach}
     return {name: {run: command.split() for run, command in commands.items()} for name, commands in runs.items()}
 
 
