@@ -1,17 +1,40 @@
-"""Where the failed episodes of the results started:  python benchmark/failures.py laeo-SawyerWindowOpen
+"""Where failed episodes start, of the results, and where they end, of a finished run's policy:
 
-Prints, for every run in benchmark/results/state whose name begins so, the position of the object (of the gripper in
-FetchReach) in the first state of each episode that is not solved at the last step, in metres, and whether it was solved
-at any step before.
+    python benchmark/failures.py laeo-SawyerWindowOpen
+    python benchmark/failures.py runs/push
+
+The first prints, for every run in benchmark/results/state whose name begins so, the position of the object (of the
+gripper in FetchReach) in the first state of each episode that is not solved at the last step, in metres, and whether it
+was solved at any step before. The second plays 100 episodes with starts that are in no table and prints, for each that
+is not solved at the last step, the distance of the object from the goal in its last state, in metres, sorted.
 """
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import numpy as np
 import report
 
 import common
+import evaluate
+
+
+def ends(run_dir: Path, episodes: int = 100) -> None:
+    """Play the policy of a finished run on a task of this project."""
+    act, result = evaluate.load_policy(run_dir)
+    env_id = result["args"]["env_id"]
+    task, env, distances = common.TASKS[env_id], common.make_env(env_id), []
+    for i in range(episodes):
+        (observation, info), done = env.reset(seed=common.episode_seed(100, "evaluation", i)), False
+        while not done:
+            observation, _, terminated, truncated, info = env.step(act(observation))
+            done = terminated or truncated
+        if not info["success"]:
+            distances.append(np.linalg.norm(env.unwrapped.state[task.achieved_goal] - task.desired_goal))
+    env.close()
+    print(f"{run_dir}: {len(distances)} of {episodes} episodes not solved at the last step, at these distances:")
+    print(" ".join(f"{x:.2f}" for x in sorted(distances)))
 
 
 def main(prefix: str) -> None:
@@ -40,4 +63,4 @@ if __name__ == "__main__":
     with common.user_errors():
         if len(sys.argv) != 2:
             sys.exit(__doc__)
-        main(sys.argv[1])
+        ends(Path(sys.argv[1])) if Path(sys.argv[1]).is_dir() else main(sys.argv[1])

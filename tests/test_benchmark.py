@@ -804,6 +804,22 @@ def test_failures_are_where_failed_episodes_started(monkeypatch, tmp_path, capsy
     assert len(starts) == 2
 
 
+def test_failures_end_at_these_distances(monkeypatch, capsys):
+    """A policy that does nothing leaves the block where it is."""
+    given = lambda run_dir: (lambda observation: np.zeros(4), {"args": {"env_id": "FetchPush"}})  # noqa: E731
+    monkeypatch.setattr(failures.evaluate, "load_policy", given)
+    failures.ends(Path("runs/x"), 12)
+    first, distances = capsys.readouterr().out.splitlines()
+    env, expected = common.make_env("FetchPush"), []
+    for i in range(12):
+        _, info = env.reset(seed=common.episode_seed(100, "evaluation", i))
+        block = env.unwrapped.inner._get_obs()["achieved_goal"]
+        expected += [] if info["success"] else [f"{np.linalg.norm(block - env.unwrapped.inner.goal):.2f}"]
+    env.close()
+    message = f"runs/x: {len(expected)} of 12 episodes not solved at the last step, at these distances:"
+    assert first == message and distances.split() == sorted(expected, key=float) and len(expected) > 8
+
+
 def test_pictures_are_of_success_examples(tmp_path, reach_dataset):
     import pictures
 
