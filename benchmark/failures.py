@@ -21,9 +21,11 @@ import evaluate
 
 
 def ends(run_dir: Path, episodes: int = 100) -> None:
-    """Play the policy of a finished run on a task of this project."""
+    """Play the policy of a finished run. Raises common.UserError where the goal's position is not known."""
     act, result = evaluate.load_policy(run_dir)
     env_id = result["args"]["env_id"]
+    if env_id not in common.TASKS:
+        raise common.UserError(f"{run_dir} is a run on {env_id}; it must be on one of {', '.join(common.TASKS)}.")
     task, env, distances = common.TASKS[env_id], common.make_env(env_id), []
     for i in range(episodes):
         (observation, info), done = env.reset(seed=common.episode_seed(100, "evaluation", i)), False

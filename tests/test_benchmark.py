@@ -818,6 +818,9 @@ def test_failures_end_at_these_distances(monkeypatch, capsys):
     env.close()
     message = f"runs/x: {len(expected)} of 12 episodes not solved at the last step, at these distances:"
     assert first == message and distances.split() == sorted(expected, key=float) and len(expected) > 8
+    monkeypatch.setattr(failures.evaluate, "load_policy", lambda run_dir: (None, {"args": {"env_id": "Point-v0"}}))
+    with pytest.raises(common.UserError, match="runs/x is a run on Point-v0; it must be on one of FetchReach, "):
+        failures.ends(Path("runs/x"))
 
 
 def test_pictures_are_of_success_examples(tmp_path, reach_dataset):
