@@ -52,7 +52,7 @@ METHOD = Path(__file__).stem
 Whole, Count, Share = Annotated[int, 0, 2**32 - 1], Annotated[int, 1, 2**32 - 1], Annotated[float, 0, 1]  # bounds
 DEFAULTS = {"gradient_steps": (20_000, 28_000), "batch_size": (256, 128), "random_shift": (0, 2)}  # states, images
 DEFAULTS |= {"classifier_steps": (1_000, 500)}
-README = {}  # success at any / last step; it is in no table of README.md
+README = {"FetchPushImage": "0.797 / 0.730", "FetchPushImageOccluded": "0.405 / 0.360"}  # success at any / last step
 
 
 @dataclass

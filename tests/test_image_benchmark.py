@@ -398,7 +398,9 @@ def test_runs_on_images():
     on_gpu = commands["gpu"]
     collected = {benchmark.dataset(name).name for name, command in on_gpu.items() if command[0] == "collect_data.py"}
     assert {benchmark.needed(x).name for x in on_gpu.values() if x[0] != "collect_data.py"} == collected
-    assert all(" ".join(benchmark.GPU.split()) in " ".join(x) for x in on_gpu.values() if x[0] != "collect_data.py")
+    assert all(benchmark.GPU in " ".join(x) for x in on_gpu.values() if x[0] != "collect_data.py")
+    assert all(benchmark.GPU_SIZES in " ".join(x) for x in commands["gpu_speed"].values())
+    assert benchmark.GPU.startswith(benchmark.GPU_SIZES) and set(benchmark.ON_GPU) == {"gpu", "gpu_speed"}
 
 
 def image_run(task, any_step, last, minutes=10):
@@ -442,6 +444,20 @@ def test_tables_of_images(image_results):
     table = rows(report.TABLES["image_sizes"]())
     assert [row[:2] for row in table] == [["12,000", "LAEO"], ["12,000", "BC"], ["4,000", "LAEO"], ["4,000", "BC"]]
     assert table[0][6] == "20.0" and table[3][2].startswith("**0.500 [")
+
+
+def test_minutes_are_of_runs_on_a_cpu_if_there_are_any(image_results):
+    write(image_results / "images/bc-FetchPushImage-1.json", image_run("FetchPushImage", 5, 4, 2) | {"gpu": "a GPU"})
+    write(image_results / "images/tailo-FetchPushImage-0.json", image_run("FetchPushImage", 7, 4, 3) | {"gpu": "a GPU"})
+    minutes = {row[1]: row[6] for row in rows(report.TABLES["images"]()) if row[0] == "FetchPushImage"}
+    assert minutes == {"LAEO": "10.0", "ORIL": "10.0", "PURL": "10.0", "BC": "10.0", "TAILO": "3.0 on a GPU"}
+
+
+def test_speed_on_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    result = {"gpu": "a GPU", "peak_gpu_bytes": 3_140_000_000, "args": {"gradient_steps": 3000}}
+    write(tmp_path / "gpu_speed/laeo.json", result | {"seconds": {"training": 30.0}})
+    assert rows(report.TABLES["gpu_speed"]()) == [["LAEO", "a GPU", "3,000", "100", "3.14", "42"]]
 
 
 def test_objectives_with_few_examples_are_the_default_and_another(image_results):
