@@ -1545,7 +1545,7 @@ OWN_LINES = {
 # Blocks that are each method's own, and the groups of scripts in which they are the same all the same.
 GROUPS = {
     "DEFAULTS": [["laeo"], ["bc", "oril", "purl", "tailo"]],  # LAEO needs half of the steps on states
-    "README": [["laeo"], ["bc"], ["oril"], ["purl"], ["tailo", "cvl"]],
+    "README": [["laeo"], ["bc"], ["oril"], ["purl"], ["tailo"], ["cvl"]],
     "mlp": [["laeo", "bc", "tailo", "cvl"], ["oril", "purl"]],
     "Encoder": [["laeo", "bc", "oril", "purl", "tailo"], ["cvl"]],  # without images
     "Critic": [["laeo"], ["cvl"], ["oril", "purl"]],  # contrastive, and Q-functions
