@@ -513,7 +513,8 @@ def gpu_speed_table() -> str:
     """Return speed and memory of training at the paper's sizes on a GPU."""
     rows = []
     for name, run in load("gpu_speed").items():
-        speed, steps = run["args"]["gradient_steps"] / run["seconds"]["training"], run["args"]["gradient_steps"]
+        steps = run["args"]["gradient_steps"]
+        speed = steps / run["seconds"]["training"]
         cells = f"{steps:,}", f"{speed:.0f}", f"{run['peak_gpu_bytes'] / 1e9:.2f}", f"{250_000 / speed / 60:.0f}"
         rows.append([METHODS[name], run["gpu"], *cells])
     columns = "method | GPU | steps taken | steps in a second | peak memory, GB | minutes of 250,000 steps"
